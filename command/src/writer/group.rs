@@ -1,0 +1,672 @@
+//! One commit after the other.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sqlx::postgres::PgConnectOptions;
+use tidemark_events::log::append::Mark;
+use tidemark_events::log::{
+    Batch, Head, Locked, Log, LogError, MAX_EVENTS_PER_DECISION, NewAnswer, NewEvent, Outcome, Snapshot,
+    StoredAnswer, WriterConnection, partitions,
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::states::{StateCache, usable};
+use super::{Accepted, Answer, CommandError, Job, Rendered, WriterConfig};
+use crate::command::Command;
+use crate::decision::{Decision, Rejection};
+use crate::shop::{Aggregate, Entry, Shop, States, Unmet};
+
+/// How long a connection may take to be made.
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+
+/// How often a group is begun anew before it is split or given up.
+const ATTEMPTS: usize = 4;
+
+/// How many rounds of loading one group may need before its lock: a command's streams grow as it is understood
+/// (an order leads to its stocks), which takes two.
+const LOAD_ROUNDS: usize = 50;
+
+/// Snapshots that may wait to be stored; beyond that they are left out.
+const SNAPSHOT_QUEUE: usize = 1_024;
+
+/// How often answers whose time is over are deleted, and how many at once.
+const FORGET_EVERY: Duration = Duration::from_secs(30);
+const FORGET_AT_ONCE: i64 = 50_000;
+
+/// What came of one job, to be said after the commit.
+type Reply = Result<Answer, CommandError>;
+
+/// Why a group was not committed.
+enum Trouble {
+    /// The connection is gone, or never came; nothing was written.
+    Away(LogError),
+    /// The database refused the group, or states were wrong; nothing was written.
+    Refused(LogError),
+    /// The writer's states are not the log's any more; nothing was written.
+    Stale,
+    /// The connection ended during the commit.
+    Unknown { mark: Option<Mark>, error: LogError, head: Head, replies: Vec<Option<Reply>> },
+}
+
+struct Loop {
+    log: Log,
+    direct: PgConnectOptions,
+    config: Arc<WriterConfig>,
+    connection: Option<WriterConnection>,
+    states: StateCache,
+    /// Every state stands here.
+    head: Head,
+    /// Streams whose states hold events that are not committed yet.
+    touched: Vec<Uuid>,
+    /// The last position that has a partition, as far as known.
+    partitioned_to: i64,
+    snapshots: mpsc::Sender<Snapshot>,
+}
+
+/// Runs until `stop` is cancelled and the queue is empty.
+pub(super) async fn run(
+    log: Log,
+    direct: PgConnectOptions,
+    config: Arc<WriterConfig>,
+    mut jobs: mpsc::Receiver<Job>,
+    stop: CancellationToken,
+) {
+    let (snapshots, to_store) = mpsc::channel(SNAPSHOT_QUEUE);
+    let keeper = tokio::spawn(store_snapshots(log.clone(), to_store));
+    let forgetter = tokio::spawn(forget_answers(log.clone(), stop.clone()));
+    let mut writer = Loop {
+        states: StateCache::new(config.state_bytes),
+        log,
+        direct,
+        connection: None,
+        head: Head { epoch: 0, position: 0 },
+        touched: Vec::new(),
+        partitioned_to: 0,
+        snapshots,
+        config,
+    };
+    let mut waiting = Vec::new();
+    loop {
+        if waiting.is_empty() {
+            let most = writer.config.batch_commands;
+            let taken = tokio::select! {
+                biased;
+                () = stop.cancelled(), if !jobs.is_closed() => {
+                    jobs.close();
+                    continue;
+                }
+                taken = jobs.recv_many(&mut waiting, most) => taken,
+            };
+            if taken == 0 {
+                break;
+            }
+        } else if let Some(space) = writer.config.batch_commands.checked_sub(waiting.len())
+            && space > 0
+            && !jobs.is_empty()
+        {
+            jobs.recv_many(&mut waiting, space).await;
+        }
+        waiting = writer.process(std::mem::take(&mut waiting)).await;
+    }
+    drop(writer);
+    for task in [keeper, forgetter] {
+        if let Err(error) = task.await {
+            tracing::error!(%error, "a task of the writer ended badly");
+        }
+    }
+}
+
+impl Loop {
+    /// Sees all jobs to their answers but those that must wait for the next commit, which come back.
+    async fn process(&mut self, jobs: Vec<Job>) -> Vec<Job> {
+        let mut deferred = Vec::new();
+        let mut groups = vec![jobs];
+        while let Some(group) = groups.pop() {
+            if let Some((mut group, error)) = self.commit_group(group, &mut deferred).await {
+                if group.len() > 1 {
+                    // Somebody in it is to blame: halve it until that one stands alone.
+                    let rest = group.split_off(group.len() / 2);
+                    groups.push(rest);
+                    groups.push(group);
+                } else {
+                    for job in group {
+                        tracing::error!(
+                            %error, correlation_id = %job.request.metadata.correlation_id,
+                            "the log refused a command"
+                        );
+                        answer(job, Err(CommandError::Refused));
+                    }
+                }
+            }
+        }
+        self.states.shrink();
+        metrics::gauge!("tidemark_writer_states").set(count(self.states.len()));
+        metrics::gauge!("tidemark_writer_state_bytes").set(count(self.states.bytes()));
+        deferred
+    }
+
+    /// Commits one group and answers it. A group that the database refuses comes back to be halved.
+    async fn commit_group(&mut self, mut group: Vec<Job>, deferred: &mut Vec<Job>) -> Option<(Vec<Job>, LogError)> {
+        for attempt in 1.. {
+            group = begin_in_time(group);
+            if group.is_empty() {
+                return None;
+            }
+            let started = Instant::now();
+            let trouble = match self.try_group(&group).await {
+                Ok((head, replies)) => {
+                    metrics::histogram!("tidemark_commit_seconds").record(started.elapsed().as_secs_f64());
+                    metrics::histogram!("tidemark_commit_commands").record(count(group.len()));
+                    self.finish(head, group, replies, deferred);
+                    return None;
+                }
+                Err(trouble) => trouble,
+            };
+            match trouble {
+                Trouble::Unknown { mark, error, head, replies } => {
+                    tracing::warn!(%error, "the outcome of a commit is unknown, asking for it");
+                    match self.settle(mark).await {
+                        Some(true) => {
+                            self.finish(head, group, replies, deferred);
+                            return None;
+                        }
+                        Some(false) => self.forget_touched(),
+                        None => {
+                            self.forget_touched();
+                            refuse(group, &CommandError::OutcomeUnknown);
+                            return None;
+                        }
+                    }
+                }
+                Trouble::Stale => {
+                    self.touched.clear();
+                    self.states.clear();
+                    self.head.position = 0;
+                }
+                Trouble::Away(error) => {
+                    self.forget_touched();
+                    if attempt >= 2 {
+                        tracing::warn!(%error, commands = group.len(), "the log's database is away, commands are refused");
+                        refuse(group, &CommandError::Unavailable);
+                        return None;
+                    }
+                }
+                Trouble::Refused(error) => {
+                    self.forget_touched();
+                    if matches!(error, LogError::Versions { .. }) {
+                        self.states.clear();
+                        self.head.position = 0;
+                    }
+                    if group.len() > 1 || attempt >= 2 {
+                        return Some((group, error));
+                    }
+                }
+            }
+            if attempt >= ATTEMPTS {
+                refuse(group, &CommandError::Unavailable);
+                return None;
+            }
+        }
+        None
+    }
+
+    /// States, answers and snapshots count from here: the group is committed.
+    fn finish(&mut self, head: Head, group: Vec<Job>, replies: Vec<Option<Reply>>, deferred: &mut Vec<Job>) {
+        self.head = head;
+        self.log.committed(head);
+        for (job, reply) in group.into_iter().zip(replies) {
+            match reply {
+                Some(reply) => answer(job, reply),
+                None => deferred.push(job),
+            }
+        }
+        let interval = self.config.snapshot_interval;
+        let mut touched = std::mem::take(&mut self.touched);
+        touched.sort_unstable();
+        for events in touched.chunk_by(|a, b| a == b) {
+            let stream_id = events[0];
+            let appended = i64::try_from(events.len()).unwrap_or(i64::MAX);
+            if let Some(Entry { version, state: Some(state) }) = self.states.entry(stream_id)
+                && (version - appended) / interval != version / interval
+                && let Ok(state) = serde_json::to_value(state)
+            {
+                let snapshot = Snapshot {
+                    stream_id,
+                    version: *version,
+                    position: head.position,
+                    fold_version: Aggregate::FOLD_VERSION,
+                    state,
+                };
+                // A full queue leaves it out: the next one will do.
+                self.snapshots.try_send(snapshot).ok();
+            }
+        }
+    }
+
+    fn forget_touched(&mut self) {
+        for stream_id in std::mem::take(&mut self.touched) {
+            self.states.forget(stream_id);
+        }
+    }
+
+    /// One try at a group. The connection is put back only after a clean end.
+    async fn try_group(&mut self, group: &[Job]) -> Result<(Head, Vec<Option<Reply>>), Trouble> {
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => self.connect().await.map_err(Trouble::Away)?,
+        };
+        self.load(&mut connection, group).await?;
+        let mut locked = connection.lock().await.map_err(Trouble::Away)?;
+        match self.follow(&mut locked).await {
+            Ok(true) => {}
+            Ok(false) => {
+                if locked.release().await.is_ok() {
+                    self.connection = Some(connection);
+                }
+                return Err(Trouble::Stale);
+            }
+            Err(error) => return Err(Trouble::Away(error)),
+        }
+        let stored = stored_answers(&mut locked, group).await.map_err(Trouble::Away)?;
+        let mut batch = locked.batch();
+        let replies = match self.decide_all(group, stored, &mut batch) {
+            Ok(replies) => replies,
+            Err(error) => {
+                if locked.release().await.is_ok() {
+                    self.connection = Some(connection);
+                }
+                return Err(Trouble::Refused(error));
+            }
+        };
+        let head = Head { epoch: self.head.epoch, position: batch.position() };
+        if batch.is_empty() {
+            if locked.release().await.is_ok() {
+                self.connection = Some(connection);
+            }
+            return Ok((head, replies));
+        }
+        if head.position > self.partitioned_to {
+            // Rare: another writer was fast, or this is the first commit. Made apart from the lock, then again.
+            locked.release().await.map_err(Trouble::Away)?;
+            self.connection = Some(connection);
+            self.make_partitions().await.map_err(Trouble::Away)?;
+            return Err(Trouble::Refused(LogError::NoPartition { position: head.position }));
+        }
+        let mark = batch.mark();
+        if let Err(error) = locked.append(batch).await {
+            return Err(match locked.release().await {
+                Ok(()) => {
+                    self.connection = Some(connection);
+                    Trouble::Refused(error)
+                }
+                Err(_) => Trouble::Away(error),
+            });
+        }
+        match locked.commit().await {
+            Outcome::Committed(head) => {
+                self.connection = Some(connection);
+                if head.position + self.config.partition_size > self.partitioned_to {
+                    self.partitions_in_background();
+                }
+                Ok((head, replies))
+            }
+            Outcome::Refused(error) => Err(Trouble::Refused(error)),
+            Outcome::Unknown(error) => Err(Trouble::Unknown { mark, error, head, replies }),
+        }
+    }
+
+    async fn connect(&self) -> Result<WriterConnection, LogError> {
+        match tokio::time::timeout(CONNECT_WITHIN, WriterConnection::open(&self.direct)).await {
+            Ok(connection) => connection,
+            Err(_elapsed) => Err(sqlx::Error::PoolTimedOut.into()),
+        }
+    }
+
+    /// Loads what the group asks for, all at the writer's position, before the lock is taken.
+    async fn load(&mut self, connection: &mut WriterConnection, group: &[Job]) -> Result<(), Trouble> {
+        for _ in 0..LOAD_ROUNDS {
+            let missing = self.missing(group);
+            if missing.is_empty() && self.head.position > 0 {
+                return Ok(());
+            }
+            // A writer that starts has no states that could be behind: it begins at the head.
+            let after = if self.states.len() == 0 { i64::MAX - 1 } else { self.head.position };
+            let loaded = connection.load(after, &missing, usable).await.map_err(Trouble::Away)?;
+            if loaded.head.is_some_and(|head| head.epoch != self.head.epoch || head.position < self.head.position) {
+                // Another history, or none of this writer's yet.
+                self.states.clear();
+                self.touched.clear();
+            }
+            for event in &loaded.tail {
+                self.states.follow(event);
+                self.head.position = event.position;
+            }
+            if let Some(head) = loaded.head {
+                self.head = head;
+                self.states.take(&missing, &loaded);
+                if missing.is_empty() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The streams that the group's commands ask for and that are not here.
+    fn missing(&self, group: &[Job]) -> Vec<Uuid> {
+        let mut missing = HashSet::new();
+        for job in group {
+            for command in &job.request.commands {
+                let shop = Shop::new(&self.states);
+                // What it would decide does not count here, only what it asks for.
+                drop(command.decide(&shop, job.request.now));
+                missing.extend(shop.into_unmet().missing);
+            }
+            if job.request.if_match.is_some()
+                && let Some(command) = job.request.commands.first()
+                && self.states.entry(command.stream()).is_none()
+            {
+                missing.insert(command.stream());
+            }
+        }
+        missing.into_iter().collect()
+    }
+
+    /// Folds what others appended since; `false` if the log is not the one that the states are of, or is too far
+    /// ahead to be read under the lock.
+    async fn follow(&mut self, locked: &mut Locked<'_>) -> Result<bool, LogError> {
+        let head = locked.head();
+        if head.epoch != self.head.epoch || head.position < self.head.position {
+            return Ok(false);
+        }
+        if head.position > self.head.position {
+            match locked.tail(self.head.position).await {
+                Ok(tail) => {
+                    for event in &tail {
+                        self.states.follow(event);
+                    }
+                    self.head = head;
+                }
+                Err(LogError::TooFarBehind { .. }) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Decides every job in order. `None` stands for one that must wait for the next commit.
+    fn decide_all(
+        &mut self,
+        group: &[Job],
+        mut stored: std::collections::HashMap<Uuid, StoredAnswer>,
+        batch: &mut Batch,
+    ) -> Result<Vec<Option<Reply>>, LogError> {
+        let mut keys = HashSet::new();
+        let mut replies = Vec::with_capacity(group.len());
+        for job in group {
+            let reply = match job.request.key {
+                Some(scope) if !keys.insert(scope.key) => None,
+                Some(scope) => match stored.remove(&scope.key) {
+                    Some(found) if found.answer.fingerprint == scope.fingerprint => Some(Ok(replay(found))),
+                    Some(_) => Some(Err(CommandError::KeyReused)),
+                    None => self.decide(job, batch)?,
+                },
+                None => self.decide(job, batch)?,
+            };
+            replies.push(reply);
+        }
+        Ok(replies)
+    }
+
+    /// Decides one job's commands on the states as they are with all before it.
+    fn decide(&mut self, job: &Job, batch: &mut Batch) -> Result<Option<Reply>, LogError> {
+        let request = &job.request;
+        if let (Some(expected), Some(command)) = (request.if_match, request.commands.first()) {
+            match self.states.entry(command.stream()) {
+                None => return Ok(None),
+                Some(entry) if entry.version > 0 && entry.version != expected => {
+                    return Ok(Some(Err(CommandError::VersionMismatch { expected, current: entry.version })));
+                }
+                Some(_) => {}
+            }
+        }
+        if request.commands.len() > 1 {
+            // Nothing may be written before it is sure that all can be decided in this commit.
+            for command in &request.commands {
+                if let Err(waits) = self.decision(command, request) {
+                    return Ok(waits);
+                }
+            }
+        }
+        let mut outcomes = Vec::with_capacity(request.commands.len());
+        let mut version = 0;
+        for command in &request.commands {
+            let decision = match self.decision(command, request) {
+                Ok(decision) => decision,
+                Err(Some(reply)) => return Ok(Some(reply)),
+                Err(None) if outcomes.is_empty() => return Ok(None),
+                // A later command of a request leads to a stream that an earlier one made known only now.
+                Err(None) => Err(Rejection::NotFound { kind: "stream", id: command.stream() }),
+            };
+            let outcome = match decision {
+                Ok(decision) => Ok(self.write(decision, request, batch)?),
+                Err(rejection) => Err(rejection),
+            };
+            if let (Ok(accepted), true) = (&outcome, outcomes.is_empty()) {
+                version = accepted.version;
+            }
+            outcomes.push(outcome);
+        }
+        let rendered = (request.render)(&outcomes);
+        let reply = match rendered {
+            None => Err(outcomes.into_iter().find_map(Result::err).map_or(CommandError::Refused, CommandError::Rejected)),
+            Some(rendered) => {
+                if let Some(scope) = request.key {
+                    batch.store(NewAnswer {
+                        key: scope.key,
+                        fingerprint: scope.fingerprint,
+                        status: i16::try_from(rendered.status).unwrap_or(i16::MAX),
+                        version,
+                        location: rendered.location.clone(),
+                        body: rendered.body.clone(),
+                        position: batch.position(),
+                    });
+                }
+                let head = Head { epoch: self.head.epoch, position: batch.position() };
+                Ok(Answer { rendered, version, head, replayed: false, outcomes })
+            }
+        };
+        Ok(Some(reply))
+    }
+
+    /// A decision that counts; else what to do with its job: answer it so, or (`None`) let it wait.
+    fn decision(
+        &self,
+        command: &Command,
+        request: &super::Request,
+    ) -> Result<Result<Decision, Rejection>, Option<Reply>> {
+        let shop = Shop::new(&self.states);
+        let decision = command.decide(&shop, request.now);
+        let Unmet { missing, unreadable } = shop.into_unmet();
+        if let Some(stream_id) = unreadable {
+            return Err(Some(Err(CommandError::Unreadable(stream_id))));
+        }
+        if missing.is_empty() { Ok(decision) } else { Err(None) }
+    }
+
+    /// Writes a decision's events into the batch and folds them into the states.
+    fn write(&mut self, decision: Decision, request: &super::Request, batch: &mut Batch) -> Result<Accepted, LogError> {
+        if decision.events.len() > MAX_EVENTS_PER_DECISION {
+            return Err(LogError::Unstorable {
+                event_type: "decision",
+                reason: format!("{} events, the limit is {MAX_EVENTS_PER_DECISION}", decision.events.len()),
+            });
+        }
+        for happened in &decision.events {
+            let stream_id = happened.stream_id;
+            if self.states.entry(stream_id).is_none() {
+                // Only what was made at random just now is written without having been asked for.
+                self.states.insert(stream_id, Entry { version: 0, state: None });
+            }
+            self.touched.push(stream_id);
+            let version = self.states.apply(stream_id, &happened.fact).unwrap_or(1);
+            batch.push(&NewEvent {
+                stream_id,
+                version,
+                event_id: Uuid::now_v7(),
+                fact: &happened.fact,
+                metadata: &request.metadata,
+                partition_key: happened.partition_key,
+            })?;
+        }
+        Ok(Accepted {
+            id: decision.subject,
+            status: decision.status,
+            total: decision.total,
+            version: self.states.entry(decision.stream_id).map_or(0, |entry| entry.version),
+            position: batch.position(),
+        })
+    }
+
+    /// Finds out whether a batch was committed; `None` if that could not be found out in time.
+    async fn settle(&mut self, mark: Option<Mark>) -> Option<bool> {
+        // Without events nothing took effect, and whether its answers were stored shows when it is done again.
+        let Some(mark) = mark else { return Some(false) };
+        let until = Instant::now() + self.config.settle_within;
+        while Instant::now() < until {
+            match self.try_settle(mark).await {
+                Ok(committed) => {
+                    tracing::info!(committed, "found out about the commit");
+                    return Some(committed);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot find out yet");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+        None
+    }
+
+    async fn try_settle(&mut self, mark: Mark) -> Result<bool, LogError> {
+        let mut connection = self.connect().await?;
+        let mut locked = connection.lock().await?;
+        let committed = locked.settle(mark).await?;
+        match locked.commit().await {
+            Outcome::Committed(_) => {
+                self.connection = Some(connection);
+                Ok(committed)
+            }
+            Outcome::Refused(error) | Outcome::Unknown(error) => Err(error),
+        }
+    }
+
+    async fn make_partitions(&mut self) -> Result<(), LogError> {
+        self.partitioned_to = partitions::ensure(self.log.pool(), self.config.partition_size).await?;
+        Ok(())
+    }
+
+    /// Makes the next partition while commits go on. What is known to be there moves on at once, so this starts one
+    /// task for each partition; should it fail, the next commit that needs it makes it.
+    fn partitions_in_background(&mut self) {
+        let (pool, size) = (self.log.pool().clone(), self.config.partition_size);
+        self.partitioned_to += size;
+        tokio::spawn(async move {
+            if let Err(error) = partitions::ensure(&pool, size).await {
+                tracing::warn!(%error, "cannot make a partition ahead of need");
+            }
+        });
+    }
+}
+
+/// Leaves out whoever has waited too long or gone away; nothing was done for them.
+fn begin_in_time(group: Vec<Job>) -> Vec<Job> {
+    let now = Instant::now();
+    let mut begun = Vec::with_capacity(group.len());
+    for job in group {
+        if job.begin_before < now {
+            answer(job, Err(CommandError::Overloaded));
+        } else if !job.reply.is_closed() {
+            begun.push(job);
+        }
+    }
+    begun
+}
+
+async fn stored_answers(
+    locked: &mut Locked<'_>,
+    group: &[Job],
+) -> Result<std::collections::HashMap<Uuid, StoredAnswer>, LogError> {
+    let keys: Vec<Uuid> = group.iter().filter_map(|job| job.request.key).map(|scope| scope.key).collect();
+    if keys.is_empty() {
+        return Ok(std::collections::HashMap::new());
+    }
+    let found = locked.answers(&keys).await?;
+    Ok(found.into_iter().map(|stored| (stored.answer.key, stored)).collect())
+}
+
+fn replay(stored: StoredAnswer) -> Answer {
+    let StoredAnswer { answer, epoch } = stored;
+    Answer {
+        rendered: Rendered {
+            status: u16::try_from(answer.status).unwrap_or(200),
+            location: answer.location,
+            body: answer.body,
+        },
+        version: answer.version,
+        head: Head { epoch, position: answer.position },
+        replayed: true,
+        outcomes: Vec::new(),
+    }
+}
+
+fn refuse(group: Vec<Job>, error: &CommandError) {
+    for job in group {
+        answer(job, Err(error.clone()));
+    }
+}
+
+fn answer(job: Job, reply: Reply) {
+    let outcome = match &reply {
+        Ok(answer) if answer.replayed => "replayed",
+        Ok(_) => "accepted",
+        Err(CommandError::Rejected(_) | CommandError::VersionMismatch { .. } | CommandError::KeyReused) => "rejected",
+        Err(CommandError::Overloaded) => "overloaded",
+        Err(CommandError::OutcomeUnknown) => "unknown",
+        Err(CommandError::Unavailable | CommandError::Unreadable(_) | CommandError::Refused) => "failed",
+    };
+    metrics::counter!("tidemark_commands_total", "outcome" => outcome).increment(1);
+    // A client that has gone away takes no answer; what was done is done.
+    job.reply.send(reply).ok();
+}
+
+fn count(n: usize) -> f64 {
+    f64::from(u32::try_from(n).unwrap_or(u32::MAX))
+}
+
+/// Stores snapshots apart from the commits, the newest of each stream.
+async fn store_snapshots(log: Log, mut queue: mpsc::Receiver<Snapshot>) {
+    let mut waiting = Vec::new();
+    while queue.recv_many(&mut waiting, SNAPSHOT_QUEUE).await > 0 {
+        waiting.sort_unstable_by_key(|snapshot: &Snapshot| (snapshot.stream_id, std::cmp::Reverse(snapshot.version)));
+        waiting.dedup_by_key(|snapshot| snapshot.stream_id);
+        if let Err(error) = log.store_snapshots(&waiting).await {
+            tracing::warn!(%error, snapshots = waiting.len(), "cannot store snapshots, going on without them");
+        }
+        waiting.clear();
+    }
+}
+
+async fn forget_answers(log: Log, stop: CancellationToken) {
+    while tokio::time::timeout(FORGET_EVERY, stop.cancelled()).await.is_err() {
+        match log.forget_expired_answers(FORGET_AT_ONCE).await {
+            Ok(0) => {}
+            Ok(forgotten) => tracing::info!(forgotten, "deleted answers whose time is over"),
+            Err(error) => tracing::warn!(%error, "cannot delete answers whose time is over"),
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! What happened: the facts of the shop, and the log that keeps them.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`product`], [`stock`], [`order`], [`sku`] | one context's events each, pure data |
+//! | [`envelope`] | what every event carries beside its payload |
+//! | [`fact`] | all contexts' events as one type; encoding and decoding |
+//! | [`schema`] | versions, upcasters, generated JSON Schemas |
+//! | [`value`] | money and currency |
+//! | [`stream`] | how streams are named |
+//! | [`log`] | the append-only log in PostgreSQL |
+//! | [`ndjson`] | an event as one line of JSON |
+//!
+//! Nothing here depends on another crate of the workspace.
+
+pub mod envelope;
+pub mod fact;
+pub mod log;
+pub mod ndjson;
+pub mod order;
+pub mod product;
+pub mod schema;
+pub mod sku;
+pub mod stock;
+pub mod stream;
+pub mod value;
+
+pub use envelope::{Metadata, RecordedEvent};
+pub use fact::{DecodeError, Fact};
+pub use value::{Currency, Money};
+
+/// Place of an event in the log: 1 for the first, without gaps. 0 stands for "before everything".
+pub type Position = i64;
+
+/// Which history a position belongs to; a restored or promoted log starts a new one. The first is 1.
+pub type Epoch = i32;

@@ -1,0 +1,167 @@
+//! The append-only log in PostgreSQL: one order of positions, without gaps, visible in order.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`append`] | takes the lock, assigns positions, writes, commits; settles unknown outcomes |
+//! | [`load`] | the streams a decision needs, from snapshots and events, at one position |
+//! | [`read`] | batches of the log from a position |
+//! | [`answers`] | the answers of commands that came with an idempotency key |
+//! | [`snapshots`] | folded states that make long streams quick to load |
+//! | [`partitions`] | tables made ahead of need |
+//! | [`wake`] | tells readers that the log has grown |
+//! | [`copy`] | rows in PostgreSQL's binary COPY format |
+//!
+//! A writer holds the row `log.head` from before its decision until its commit. Positions therefore become
+//! visible in order and a rollback leaves no hole: whoever asks for `position > n` can never skip an event.
+
+pub mod answers;
+pub mod append;
+pub mod copy;
+pub mod load;
+pub mod partitions;
+pub mod read;
+pub mod snapshots;
+pub mod wake;
+
+use std::str::FromStr;
+use std::sync::Arc;
+
+use sqlx::migrate::Migrator;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{PgPool, Row};
+
+pub use answers::{NewAnswer, StoredAnswer};
+pub use append::{Batch, Locked, NewEvent, Outcome, WriterConnection};
+pub use load::Loaded;
+pub use read::{Filter, Page};
+pub use snapshots::Snapshot;
+
+use crate::{Epoch, Position};
+
+/// How many positions one partition of `log.events` holds, unless told otherwise.
+pub const PARTITION_SIZE: i64 = 5_000_000;
+
+/// The largest event payload, in bytes of JSON.
+pub const MAX_PAYLOAD_BYTES: usize = 256 * 1024;
+
+/// The most events one decision may append.
+pub const MAX_EVENTS_PER_DECISION: usize = 500;
+
+/// What can go wrong with the log.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The database did not answer, or refused.
+    #[error("the log's database: {0}")]
+    Database(#[from] sqlx::Error),
+    /// The schema could not be brought up to date.
+    #[error("migrating the log: {0}")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+    /// A stream does not stand where the writer thought: its states are wrong and must be loaded anew.
+    #[error("{expected} streams were to move on, {moved} did: cached states are not the log's")]
+    Versions {
+        /// Streams of the batch that had events before.
+        expected: i64,
+        /// Those whose stored version was the one the writer decided on.
+        moved: i64,
+    },
+    /// The writer has to read more than fits under the lock; it must catch up before it takes it again.
+    #[error("{behind} events behind the log, too many to read under its lock")]
+    TooFarBehind {
+        /// Events between the writer and the head.
+        behind: i64,
+    },
+    /// The batch reaches beyond the last partition; one must be made first.
+    #[error("no partition holds position {position}")]
+    NoPartition {
+        /// The last position of the batch.
+        position: Position,
+    },
+    /// An event could not be written as JSON, or is larger than [`MAX_PAYLOAD_BYTES`].
+    #[error("{event_type} cannot be stored: {reason}")]
+    Unstorable {
+        /// Its type.
+        event_type: &'static str,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Where the log stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Head {
+    /// Which history.
+    pub epoch: Epoch,
+    /// The position of the newest event, 0 in an empty log.
+    pub position: Position,
+}
+
+/// The log, for reading and for waiting. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Log {
+    pool: PgPool,
+    wake: Arc<wake::Wake>,
+}
+
+static MIGRATOR: Migrator = sqlx::migrate!("../migrations/log");
+
+impl Log {
+    /// A log in the database of `pool`.
+    #[must_use]
+    pub fn new(pool: PgPool) -> Self {
+        Self { pool, wake: Arc::default() }
+    }
+
+    /// Brings the schema `log` up to date and makes the first partitions. Several processes may do so at once.
+    ///
+    /// # Errors
+    /// [`LogError::Migrate`] when the schema is newer than this code or a step fails, else [`LogError::Database`].
+    pub async fn migrate(pool: &PgPool) -> Result<(), LogError> {
+        Self::migrate_with(pool, PARTITION_SIZE).await
+    }
+
+    /// [`Log::migrate`] with partitions of another size.
+    ///
+    /// # Errors
+    /// As [`Log::migrate`].
+    pub async fn migrate_with(pool: &PgPool, partition_size: i64) -> Result<(), LogError> {
+        let mut migrator = Migrator { ..Migrator::DEFAULT };
+        migrator.migrations = MIGRATOR.migrations.clone();
+        migrator.create_schema("log");
+        migrator.dangerous_set_table_name("log.migrations");
+        migrator.run(pool).await?;
+        partitions::ensure(pool, partition_size).await?;
+        Ok(())
+    }
+
+    /// The pool it reads with.
+    #[must_use]
+    pub fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    /// Where the log stands now.
+    ///
+    /// # Errors
+    /// [`LogError::Database`].
+    pub async fn head(&self) -> Result<Head, LogError> {
+        let row = sqlx::query("SELECT epoch, position FROM log.head").fetch_one(&self.pool).await?;
+        Ok(Head { epoch: row.try_get(0)?, position: row.try_get(1)? })
+    }
+}
+
+/// Connection options for a URL, with the settings that the log's and the views' statements rely on.
+///
+/// Statements with `position > $1 … LIMIT` must be planned for their values (a generic plan on a table without
+/// statistics reads it whole), and none of them gains from being compiled.
+///
+/// # Errors
+/// [`sqlx::Error::Configuration`] when the URL is none.
+pub fn connect_options(url: &str) -> Result<PgConnectOptions, sqlx::Error> {
+    Ok(with_settings(PgConnectOptions::from_str(url)?))
+}
+
+/// [`connect_options`] for options that exist already.
+#[must_use]
+pub fn with_settings(options: PgConnectOptions) -> PgConnectOptions {
+    options.options([("plan_cache_mode", "force_custom_plan"), ("jit", "off")])
+}

@@ -1,0 +1,55 @@
+//! Partitions of `log.events`, made apart and attached ahead of need, so that no append waits for one and none
+//! waits behind a long reader.
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Row};
+
+use super::LogError;
+use crate::Position;
+
+/// How many whole partitions stand ready beyond the one the head is in.
+const AHEAD: i64 = 2;
+
+/// Serialises the making of partitions between processes.
+const ADVISORY_LOCK: i64 = 0x7469_6465_0001;
+
+/// Makes what partitions are missing; returns the last position that has one.
+///
+/// # Errors
+/// [`LogError::Database`], also when a lock was not to be had within two seconds.
+pub async fn ensure(pool: &PgPool, size: i64) -> Result<Position, LogError> {
+    let mut connection = pool.acquire().await?;
+    loop {
+        let mut transaction = connection.begin().await?;
+        sqlx::query("SET LOCAL lock_timeout = '2s'").execute(&mut *transaction).await?;
+        sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(ADVISORY_LOCK).execute(&mut *transaction).await?;
+        let row = sqlx::query(
+            "SELECT position, COALESCE((SELECT max(to_position) FROM log.partitions), 1) FROM log.head",
+        )
+        .fetch_one(&mut *transaction)
+        .await?;
+        let (head, end): (Position, Position) = (row.try_get(0)?, row.try_get(1)?);
+        if end > head + AHEAD * size {
+            return Ok(end - 1);
+        }
+        create(&mut transaction, end, end + size).await?;
+        transaction.commit().await?;
+        tracing::info!(from = end, to = end + size, "made a partition of the log");
+    }
+}
+
+async fn create(connection: &mut PgConnection, from: Position, to: Position) -> Result<(), LogError> {
+    let table = format!("log.events_{from}");
+    for statement in [
+        format!("CREATE TABLE {table} (LIKE log.events INCLUDING ALL)"),
+        format!("CREATE UNIQUE INDEX ON {table} (stream_id, version)"),
+        format!(
+            "CREATE TRIGGER events_are_facts BEFORE UPDATE OR DELETE OR TRUNCATE ON {table} \
+             FOR EACH STATEMENT EXECUTE FUNCTION log.refuse_change()"
+        ),
+        format!("ALTER TABLE log.events ATTACH PARTITION {table} FOR VALUES FROM ({from}) TO ({to})"),
+        format!("INSERT INTO log.partitions VALUES ({from}, {to})"),
+    ] {
+        sqlx::query(AssertSqlSafe(statement)).execute(&mut *connection).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,168 @@
+//! Batches of the log from a position.
+
+use std::borrow::Cow;
+
+use sqlx::postgres::PgRow;
+use sqlx::{Row, ValueRef};
+use uuid::Uuid;
+
+use super::{Log, LogError};
+use crate::envelope::{Metadata, RecordedEvent};
+use crate::{Position, fact};
+
+/// The most positions one statement looks through, so that a narrow filter over a long log stays a short statement.
+const WINDOW: i64 = 200_000;
+
+/// The most payload bytes one page gathers before it ends early.
+const PAGE_BYTES: usize = 16 * 1024 * 1024;
+
+/// The columns of an event, in the order of [`event_from_row`].
+macro_rules! event_columns {
+    () => {
+        "position, stream_id, category, version, event_id, event_type, schema_version, payload, \
+         correlation_id, causation_id, actor, traceparent, recorded_at, partition_key"
+    };
+}
+pub(crate) use event_columns;
+
+/// Which events to read; what is empty does not restrict.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Of these categories.
+    pub categories: Vec<Cow<'static, str>>,
+    /// Of these types.
+    pub event_types: Vec<String>,
+    /// Of this stream.
+    pub stream_id: Option<Uuid>,
+}
+
+/// What one read brought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// The events that the filter lets through, in the order of positions.
+    pub events: Vec<RecordedEvent>,
+    /// Everything up to here has been looked at; the next read goes on after it.
+    pub read_to: Position,
+}
+
+impl Log {
+    /// Reads events with `after < position <= up_to`, at most `limit` of them.
+    ///
+    /// `up_to` must not be beyond a head that was seen: positions up to a seen head are all visible, so none can be
+    /// skipped. One statement, bounded in rows, bytes and in how far it looks; go on from [`Page::read_to`].
+    ///
+    /// # Errors
+    /// [`LogError::Database`].
+    pub async fn read(
+        &self,
+        after: Position,
+        up_to: Position,
+        filter: &Filter,
+        limit: usize,
+    ) -> Result<Page, LogError> {
+        use futures_util::TryStreamExt;
+
+        let window_end = up_to.min(after.saturating_add(WINDOW));
+        let mut page = Page { events: Vec::new(), read_to: window_end };
+        if after >= window_end || limit == 0 {
+            page.read_to = after;
+            return Ok(page);
+        }
+        let sql = match (filter.categories.is_empty() && filter.event_types.is_empty(), filter.stream_id) {
+            (true, None) => concat!(
+                "SELECT ", event_columns!(), " FROM log.events \
+                 WHERE position > $1 AND position <= $2 ORDER BY position LIMIT $3"
+            ),
+            _ => concat!(
+                "SELECT ", event_columns!(), " FROM log.events \
+                 WHERE position > $1 AND position <= $2 \
+                 AND ($4::text[] IS NULL OR category = ANY($4)) \
+                 AND ($5::text[] IS NULL OR event_type = ANY($5)) \
+                 AND ($6::uuid IS NULL OR stream_id = $6) ORDER BY position LIMIT $3"
+            ),
+        };
+        let limit_rows = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut query = sqlx::query(sql).bind(after).bind(window_end).bind(limit_rows);
+        if sql.contains("$4") {
+            let categories: Vec<&str> = filter.categories.iter().map(AsRef::as_ref).collect();
+            query = query
+                .bind((!categories.is_empty()).then_some(categories))
+                .bind((!filter.event_types.is_empty()).then_some(&filter.event_types))
+                .bind(filter.stream_id);
+        }
+        let mut rows = query.fetch(&self.pool);
+        let mut bytes = 0;
+        while let Some(row) = rows.try_next().await? {
+            let event = event_from_row(&row)?;
+            bytes += event.payload.len();
+            page.events.push(event);
+            if bytes > PAGE_BYTES {
+                break;
+            }
+        }
+        if (page.events.len() == limit || bytes > PAGE_BYTES)
+            && let Some(last) = page.events.last()
+        {
+            page.read_to = last.position;
+        }
+        Ok(page)
+    }
+
+    /// One stream's events after a version, in order, at most `limit`.
+    ///
+    /// # Errors
+    /// [`LogError::Database`].
+    pub async fn read_stream(
+        &self,
+        stream_id: Uuid,
+        after_version: i64,
+        limit: i64,
+    ) -> Result<Vec<RecordedEvent>, LogError> {
+        let rows = sqlx::query(concat!(
+            "SELECT e.* FROM log.streams s CROSS JOIN LATERAL (SELECT ", event_columns!(), " FROM log.events \
+             WHERE stream_id = s.stream_id AND version > $2 AND position BETWEEN s.first_position AND s.last_position \
+             ORDER BY version LIMIT $3) e WHERE s.stream_id = $1 ORDER BY e.version"
+        ))
+        .bind(stream_id)
+        .bind(after_version)
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows.iter().map(event_from_row).collect::<Result<_, _>>()?)
+    }
+}
+
+/// Reads a row of [`event_columns`].
+pub(crate) fn event_from_row(row: &PgRow) -> Result<RecordedEvent, sqlx::Error> {
+    let category: &str = row.try_get(2)?;
+    let event_type: &str = row.try_get(5)?;
+    Ok(RecordedEvent {
+        position: row.try_get(0)?,
+        stream_id: row.try_get(1)?,
+        category: fact::known_category(category).map_or_else(|| category.to_owned().into(), Cow::Borrowed),
+        version: row.try_get(3)?,
+        event_id: row.try_get(4)?,
+        event_type: fact::known_name(event_type).map_or_else(|| event_type.to_owned().into(), Cow::Borrowed),
+        schema_version: row.try_get(6)?,
+        payload: json_text(row, 7)?,
+        metadata: Metadata {
+            correlation_id: row.try_get(8)?,
+            causation_id: row.try_get(9)?,
+            actor: row.try_get(10)?,
+            traceparent: row.try_get(11)?,
+        },
+        recorded_at: row.try_get(12)?,
+        partition_key: row.try_get(13)?,
+    })
+}
+
+/// The text of a `jsonb` column, without parsing it. In the binary format a version byte (1) stands before it.
+fn json_text(row: &PgRow, column: usize) -> Result<Box<str>, sqlx::Error> {
+    let value = row.try_get_raw(column)?;
+    if value.is_null() {
+        return Err(sqlx::Error::Decode("an event without payload".into()));
+    }
+    let bytes = value.as_bytes().map_err(sqlx::Error::Decode)?;
+    let text = bytes.strip_prefix(&[1]).unwrap_or(bytes);
+    Ok(std::str::from_utf8(text).map_err(|error| sqlx::Error::Decode(error.into()))?.into())
+}

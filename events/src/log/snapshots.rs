@@ -1,0 +1,65 @@
+//! Folded states that make long streams quick to load. Losing them costs time, never truth.
+
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+use super::{Log, LogError};
+use crate::Position;
+
+/// A state as it was after one event of its stream.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Snapshot {
+    /// Whose state.
+    pub stream_id: Uuid,
+    /// The version of the last event folded into it.
+    pub version: i64,
+    /// The position of that event.
+    pub position: Position,
+    /// The version of the fold that made it; another fold must not use it.
+    pub fold_version: i16,
+    /// The state.
+    pub state: serde_json::Value,
+}
+
+pub(super) async fn find(connection: &mut PgConnection, streams: &[Uuid]) -> Result<Vec<Snapshot>, LogError> {
+    let rows = sqlx::query(
+        "SELECT stream_id, version, position, fold_version, state FROM log.snapshots WHERE stream_id = ANY($1)",
+    )
+    .bind(streams)
+    .fetch_all(connection)
+    .await?;
+    let snapshot = |row: &sqlx::postgres::PgRow| {
+        Ok(Snapshot {
+            stream_id: row.try_get(0)?,
+            version: row.try_get(1)?,
+            position: row.try_get(2)?,
+            fold_version: row.try_get(3)?,
+            state: row.try_get(4)?,
+        })
+    };
+    rows.iter().map(snapshot).collect::<Result<_, sqlx::Error>>().map_err(LogError::from)
+}
+
+impl Log {
+    /// Stores snapshots of committed states, each only if it is newer than what is there.
+    ///
+    /// # Errors
+    /// [`LogError::Database`].
+    pub async fn store_snapshots(&self, snapshots: &[Snapshot]) -> Result<(), LogError> {
+        sqlx::query(
+            "INSERT INTO log.snapshots AS s (stream_id, version, position, fold_version, state) \
+             SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::smallint[], $5::jsonb[]) \
+             ON CONFLICT (stream_id) DO UPDATE SET version = excluded.version, position = excluded.position, \
+             fold_version = excluded.fold_version, state = excluded.state, taken_at = clock_timestamp() \
+             WHERE (s.fold_version, s.version) < (excluded.fold_version, excluded.version)",
+        )
+        .bind(snapshots.iter().map(|s| s.stream_id).collect::<Vec<_>>())
+        .bind(snapshots.iter().map(|s| s.version).collect::<Vec<_>>())
+        .bind(snapshots.iter().map(|s| s.position).collect::<Vec<_>>())
+        .bind(snapshots.iter().map(|s| s.fold_version).collect::<Vec<_>>())
+        .bind(snapshots.iter().map(|s| &s.state).collect::<Vec<_>>())
+        .execute(self.pool())
+        .await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,95 @@
+//! Tells readers that the log has grown, without polling delay where a notification comes through, and within a
+//! second where none does.
+
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::{Head, Log, LogError};
+
+/// The channel that appends notify, with `epoch-position` as payload.
+pub(crate) const CHANNEL: &str = "tidemark_log";
+
+/// How long a reader may sleep through a lost notification.
+const POLL: Duration = Duration::from_secs(1);
+
+/// The newest head that is known to be committed.
+#[derive(Debug)]
+pub(super) struct Wake {
+    head: watch::Sender<Head>,
+}
+
+impl Default for Wake {
+    fn default() -> Self {
+        Self { head: watch::Sender::new(Head { epoch: 0, position: 0 }) }
+    }
+}
+
+impl Log {
+    /// Follows the newest head that is known to be committed. Epoch 0 says that none is known yet.
+    #[must_use]
+    pub fn wake(&self) -> watch::Receiver<Head> {
+        self.wake.head.subscribe()
+    }
+
+    /// Says that everything up to `head` is committed.
+    pub fn committed(&self, head: Head) {
+        self.wake.head.send_if_modified(|known| {
+            let newer = head > *known;
+            if newer {
+                *known = head;
+            }
+            newer
+        });
+    }
+
+    /// Keeps [`Log::wake`] up to date: listens on a connection of its own (`direct`: not through a pooler in
+    /// transaction mode), and asks every second, so that a lost connection or notification delays readers but never
+    /// stops them. Ends when `stop` is cancelled.
+    pub fn spawn_listener(&self, direct: PgConnectOptions, stop: CancellationToken) -> JoinHandle<()> {
+        let log = self.clone();
+        tokio::spawn(async move {
+            let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(direct);
+            while !stop.is_cancelled() {
+                let listening = tokio::select! {
+                    () = stop.cancelled() => break,
+                    ended = log.listen(&pool) => ended,
+                };
+                if let Err(error) = listening {
+                    tracing::warn!(%error, "cannot listen for appends, asking again in a second");
+                }
+                tokio::select! {
+                    () = stop.cancelled() => break,
+                    () = tokio::time::sleep(POLL) => {}
+                }
+            }
+            pool.close().await;
+        })
+    }
+
+    async fn listen(&self, pool: &sqlx::PgPool) -> Result<(), LogError> {
+        let mut listener = PgListener::connect_with(pool).await?;
+        listener.listen(CHANNEL).await?;
+        self.committed(self.head().await?);
+        loop {
+            match tokio::time::timeout(POLL, listener.try_recv()).await {
+                Ok(Ok(Some(notification))) => {
+                    if let Some(head) = parse(notification.payload()) {
+                        self.committed(head);
+                    }
+                }
+                Ok(Ok(None)) => return Ok(()),
+                Ok(Err(error)) => return Err(error.into()),
+                Err(_elapsed) => self.committed(self.head().await?),
+            }
+        }
+    }
+}
+
+fn parse(payload: &str) -> Option<Head> {
+    let (epoch, position) = payload.split_once('-')?;
+    Some(Head { epoch: epoch.parse().ok()?, position: position.parse().ok()? })
+}

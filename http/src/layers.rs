@@ -1,0 +1,152 @@
+//! What every request passes on its way in and out: a bound on how many there are, a time-out, security headers,
+//! figures, compression, and an answer even when a handler panics.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderName, HeaderValue, Method, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt;
+use metrics::{Counter, Histogram};
+use tokio::sync::Semaphore;
+use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
+
+use crate::problem::{self, Problem};
+
+/// Bounds of the web side.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Requests that are worked on at once; one more gets 503.
+    pub requests: usize,
+    /// Connections that are open at once; one more waits to be accepted.
+    pub connections: usize,
+    /// From the end of a request's head to the beginning of its answer.
+    pub answer_within: Duration,
+    /// From the first byte of a connection, or the end of the answer before, to the end of a request's head.
+    pub head_within: Duration,
+    /// How long requests in hand may take to end when the server stops.
+    pub drain_within: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            requests: 4_096,
+            connections: 10_000,
+            answer_within: Duration::from_secs(30),
+            head_within: Duration::from_secs(15),
+            drain_within: Duration::from_secs(20),
+        }
+    }
+}
+
+/// Bodies smaller than this are not compressed: they fit one packet.
+const COMPRESS_ABOVE: u64 = 1_024;
+
+#[derive(Clone)]
+struct Gate {
+    space: Arc<Semaphore>,
+    answer_within: Duration,
+}
+
+/// Puts all layers around a router, and problems in the place of its bare 404 and 405.
+pub fn finish(router: Router, limits: &Limits) -> Router {
+    let gate = Gate { space: Arc::new(Semaphore::new(limits.requests)), answer_within: limits.answer_within };
+    let compress = SizeAbove::new(COMPRESS_ABOVE)
+        .and(NotForContentType::IMAGES)
+        .and(NotForContentType::SSE)
+        .and(NotForContentType::new("application/problem+json"));
+    router
+        .fallback(async || Problem::new(&problem::NOT_FOUND, "there is nothing under this path"))
+        .method_not_allowed_fallback(async || {
+            Problem::new(&problem::METHOD_NOT_ALLOWED, "the header Allow lists what this path takes")
+        })
+        .layer(CompressionLayer::new().compress_when(compress))
+        .layer(middleware::from_fn_with_state(gate, pass))
+}
+
+async fn pass(State(gate): State<Gate>, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let method = method_index(request.method());
+    let path = request.extensions().get::<MatchedPath>().cloned();
+    let mut response = match gate.space.try_acquire() {
+        Err(_) => Problem::new(&problem::OVERLOADED, "too many requests at once").with_retry_after(1).into_response(),
+        Ok(_space) => {
+            let answer = AssertUnwindSafe(next.run(request)).catch_unwind();
+            match tokio::time::timeout(gate.answer_within, answer).await {
+                Ok(Ok(response)) => response,
+                Ok(Err(_panic)) => Problem::new(&problem::INTERNAL, "a fault of the service").into_response(),
+                Err(_elapsed) => Problem::new(&problem::UNAVAILABLE, "the answer took too long")
+                    .with_retry_after(1)
+                    .into_response(),
+            }
+        }
+    };
+    let headers = response.headers_mut();
+    for (name, value) in &SECURITY {
+        if !headers.contains_key(name) {
+            headers.insert(name, value.clone());
+        }
+    }
+    record(path.as_ref().map_or("unmatched", MatchedPath::as_str), method, response.status().as_u16(), started);
+    response
+}
+
+/// Sent with every answer that does not bring its own. The API is no page: nothing may be loaded or framed.
+static SECURITY: [(HeaderName, HeaderValue); 4] = [
+    (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
+    (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    (
+        header::CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"),
+    ),
+];
+
+const METHODS: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OTHER"];
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+fn method_index(method: &Method) -> usize {
+    METHODS.iter().position(|name| *name == method.as_str()).unwrap_or(METHODS.len() - 1)
+}
+
+struct Figures {
+    seconds: Histogram,
+    answers: [Counter; CLASSES.len()],
+}
+
+thread_local! {
+    /// Handles by route and method, looked up once per thread: labels are written once, not per request.
+    static FIGURES: RefCell<HashMap<String, [Option<Figures>; METHODS.len()]>> = RefCell::default();
+}
+
+fn record(path: &str, method: usize, status: u16, started: Instant) {
+    let elapsed = started.elapsed().as_secs_f64();
+    FIGURES.with_borrow_mut(|routes| {
+        if !routes.contains_key(path) {
+            routes.insert(path.to_owned(), Default::default());
+        }
+        let Some(methods) = routes.get_mut(path) else { return };
+        let figures = methods[method].get_or_insert_with(|| Figures {
+            seconds: metrics::histogram!(
+                "tidemark_http_request_seconds", "route" => path.to_owned(), "method" => METHODS[method]
+            ),
+            answers: CLASSES.map(|class| {
+                metrics::counter!(
+                    "tidemark_http_requests_total",
+                    "route" => path.to_owned(), "method" => METHODS[method], "status" => class
+                )
+            }),
+        });
+        figures.seconds.record(elapsed);
+        let class = usize::from(status / 100).clamp(1, CLASSES.len()) - 1;
+        figures.answers[class].increment(1);
+    });
+}

@@ -1,0 +1,98 @@
+-- The log: one order, no gaps. The schema `log` itself is made by the migrator.
+
+-- One row: where the log stands. A writer holds it from its decision to its commit, so positions become visible
+-- in order and a rollback leaves no hole.
+CREATE TABLE log.head (
+    one               boolean PRIMARY KEY DEFAULT true CHECK (one),
+    position          bigint      NOT NULL DEFAULT 0 CHECK (position >= 0),
+    epoch             int         NOT NULL DEFAULT 1 CHECK (epoch >= 1),
+    -- The clock of the last append; recorded_at never goes back behind it.
+    recorded_at       timestamptz NOT NULL DEFAULT '-infinity',
+    -- Which server, and which of its timelines, wrote last. Another one means a restore or a promotion: a new epoch.
+    system_identifier bigint,
+    timeline          int,
+    -- Counts the settlings of unknown outcomes, so that each is a commit of its own.
+    settled           bigint      NOT NULL DEFAULT 0
+) WITH (fillfactor = 10, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
+INSERT INTO log.head DEFAULT VALUES;
+
+-- Which positions belong to which history.
+CREATE TABLE log.epochs (
+    epoch             int PRIMARY KEY,
+    -- The first position of the epoch; all before belong to the ones before.
+    from_position     bigint      NOT NULL,
+    system_identifier bigint,
+    timeline          int,
+    started_at        timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+INSERT INTO log.epochs (epoch, from_position) VALUES (1, 1);
+
+CREATE TABLE log.events (
+    position       bigint      NOT NULL,
+    stream_id      uuid        NOT NULL,
+    category       text        NOT NULL,
+    version        bigint      NOT NULL CHECK (version >= 1),
+    event_id       uuid        NOT NULL,
+    event_type     text        NOT NULL,
+    schema_version smallint    NOT NULL,
+    payload        jsonb       NOT NULL,
+    correlation_id uuid        NOT NULL,
+    causation_id   uuid,
+    actor          text        NOT NULL,
+    traceparent    text,
+    recorded_at    timestamptz NOT NULL,
+    partition_key  uuid        NOT NULL,
+    PRIMARY KEY (position)
+) PARTITION BY RANGE (position);
+
+-- The partitions there are. Each is made apart, with its unique index on (stream_id, version), and attached ahead
+-- of need, so that no append waits for one.
+CREATE TABLE log.partitions (
+    from_position bigint PRIMARY KEY,
+    -- The first position behind it.
+    to_position   bigint NOT NULL CHECK (to_position > from_position)
+);
+
+-- An event is never changed and never removed.
+CREATE FUNCTION log.refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'events are never changed or removed' USING ERRCODE = 'restrict_violation';
+END $$;
+CREATE TRIGGER events_are_facts BEFORE UPDATE OR DELETE OR TRUNCATE ON log.events
+    FOR EACH STATEMENT EXECUTE FUNCTION log.refuse_change();
+
+-- One row a stream: its version, and where in the log its events lie, so that a read touches those partitions alone.
+CREATE TABLE log.streams (
+    stream_id      uuid   PRIMARY KEY,
+    version        bigint NOT NULL CHECK (version >= 1),
+    first_position bigint NOT NULL,
+    last_position  bigint NOT NULL
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.5);
+
+-- The answers of commands that came with an Idempotency-Key, written with their events.
+CREATE TABLE log.answers (
+    -- SHA-256 of actor, route and key, its first 128 bits.
+    key         uuid        PRIMARY KEY,
+    -- SHA-256 of the request, its first 128 bits.
+    fingerprint uuid        NOT NULL,
+    status      smallint    NOT NULL,
+    version     bigint      NOT NULL,
+    position    bigint      NOT NULL,
+    epoch       int         NOT NULL,
+    location    text,
+    body        bytea       NOT NULL,
+    created_at  timestamptz NOT NULL
+);
+-- Rows lie in the order of their time, so a few block ranges tell which have expired.
+CREATE INDEX answers_created ON log.answers USING brin (created_at);
+
+-- Folded states; any may be missing or old.
+CREATE TABLE log.snapshots (
+    stream_id    uuid        PRIMARY KEY,
+    version      bigint      NOT NULL,
+    position     bigint      NOT NULL,
+    -- The version of the fold that made it; another one cannot use it.
+    fold_version smallint    NOT NULL,
+    state        jsonb       NOT NULL,
+    taken_at     timestamptz NOT NULL DEFAULT clock_timestamp()
+);

@@ -1,0 +1,127 @@
+//! The numbered stream of changes: what caches follow.
+
+use sqlx::{PgConnection, Row};
+use tidemark_events::{Epoch, Position};
+use uuid::Uuid;
+
+use crate::ViewError;
+
+/// The channel that changes notify, with the number as payload.
+pub const CHANNEL: &str = "tidemark_views";
+
+/// How many numbers are kept for readers that come late; later ones begin anew.
+pub const KEPT: i64 = 20_000;
+
+/// The most changes that are read at once.
+const AT_ONCE: i64 = 500;
+
+/// What kind of change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// These keys' rows have changed.
+    Rows,
+    /// Readers go to this instance from here on.
+    Switch,
+}
+
+/// One change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Its number, without gaps.
+    pub number: i64,
+    /// The projection.
+    pub name: String,
+    /// The instance.
+    pub instance: i32,
+    /// What kind.
+    pub kind: Kind,
+    /// The epoch of the position.
+    pub epoch: Epoch,
+    /// Where the whole instance stands at least, with this change.
+    pub position: Position,
+    /// Whose rows have changed.
+    pub keys: Vec<Uuid>,
+}
+
+/// The number of the newest change.
+///
+/// # Errors
+/// [`ViewError::Database`].
+pub async fn newest(connection: &mut PgConnection) -> Result<i64, ViewError> {
+    Ok(sqlx::query("SELECT number FROM views.head").fetch_one(connection).await?.try_get(0)?)
+}
+
+/// The changes after a number, in order, a few hundred at most.
+///
+/// # Errors
+/// [`ViewError::Database`].
+pub async fn after(connection: &mut PgConnection, number: i64) -> Result<Vec<Change>, ViewError> {
+    let rows = sqlx::query(
+        "SELECT number, name, instance, kind, epoch, position, keys FROM views.changes WHERE number > $1 \
+         ORDER BY number LIMIT $2",
+    )
+    .bind(number)
+    .bind(AT_ONCE)
+    .fetch_all(connection)
+    .await?;
+    let change = |row: &sqlx::postgres::PgRow| {
+        let kind: &str = row.try_get(3)?;
+        Ok(Change {
+            number: row.try_get(0)?,
+            name: row.try_get(1)?,
+            instance: row.try_get(2)?,
+            kind: if kind == "switch" { Kind::Switch } else { Kind::Rows },
+            epoch: row.try_get(4)?,
+            position: row.try_get(5)?,
+            keys: row.try_get(6)?,
+        })
+    };
+    rows.iter().map(change).collect::<Result<_, sqlx::Error>>().map_err(ViewError::from)
+}
+
+/// Takes the next number and writes a change under it, in the transaction of its rows and as its last statement but
+/// the commit: the number's row is locked from here on.
+///
+/// # Errors
+/// [`ViewError::Database`].
+pub async fn write(
+    connection: &mut PgConnection,
+    name: &str,
+    instance: i32,
+    kind: Kind,
+    epoch: Epoch,
+    position: Position,
+    keys: &[Uuid],
+) -> Result<i64, ViewError> {
+    let row = sqlx::query(
+        "WITH next AS (UPDATE views.head SET number = number + 1 RETURNING number), \
+         change AS (INSERT INTO views.changes (number, name, instance, kind, epoch, position, keys) \
+           SELECT number, $1, $2, $3, $4, $5, $6 FROM next) \
+         SELECT number, pg_notify($7, number::text) FROM next",
+    )
+    .bind(name)
+    .bind(instance)
+    .bind(match kind {
+        Kind::Rows => "rows",
+        Kind::Switch => "switch",
+    })
+    .bind(epoch)
+    .bind(position)
+    .bind(keys)
+    .bind(CHANNEL)
+    .fetch_one(connection)
+    .await?;
+    Ok(row.try_get(0)?)
+}
+
+/// Deletes changes that are older than [`KEPT`] numbers.
+///
+/// # Errors
+/// [`ViewError::Database`].
+pub async fn prune(connection: &mut PgConnection) -> Result<(), ViewError> {
+    sqlx::query("DELETE FROM views.changes WHERE number <= (SELECT number FROM views.head) - $1")
+        .bind(KEPT)
+        .execute(connection)
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,57 @@
+//! The contract between the projector, which writes the views, and the query service, which reads them.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`resource`] | bodies as they are sent |
+//! | [`instance`] | which tables are live, and where they stand |
+//! | [`feed`] | the numbered stream of changes |
+
+pub mod feed;
+pub mod instance;
+pub mod resource;
+
+use sqlx::PgPool;
+use sqlx::migrate::Migrator;
+
+/// The projection of the catalog.
+pub const PRODUCTS: &str = "products";
+/// The projection of the inventory.
+pub const STOCK: &str = "stock";
+/// The projection of the orders.
+pub const ORDERS: &str = "orders";
+
+/// How many partitions by key every projection has; each has a checkpoint of its own.
+pub const PARTITIONS: i16 = 8;
+
+/// What can go wrong with the views.
+#[derive(Debug, thiserror::Error)]
+pub enum ViewError {
+    /// The database did not answer, or refused.
+    #[error("the views' database: {0}")]
+    Database(#[from] sqlx::Error),
+    /// The schema could not be brought up to date.
+    #[error("migrating the views: {0}")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+}
+
+static MIGRATOR: Migrator = sqlx::migrate!("../migrations/views");
+
+/// Brings the schema `views` up to date.
+///
+/// # Errors
+/// [`ViewError::Migrate`] when the schema is newer than this code or a step fails.
+pub async fn migrate(pool: &PgPool) -> Result<(), ViewError> {
+    let mut migrator = Migrator { ..Migrator::DEFAULT };
+    migrator.migrations = MIGRATOR.migrations.clone();
+    migrator.create_schema("views");
+    migrator.dangerous_set_table_name("views.migrations");
+    migrator.run(pool).await?;
+    Ok(())
+}
+
+/// The partition that a key belongs to.
+#[must_use]
+pub fn partition_of(key: uuid::Uuid) -> i16 {
+    // The last bits of a UUID of version 5 or 7 are evenly spread.
+    i16::from(key.as_bytes()[15]) % PARTITIONS
+}
