@@ -80,7 +80,7 @@ pub async fn after(connection: &mut PgConnection, number: i64) -> Result<Vec<Cha
 }
 
 /// Takes the next number and writes a change under it, in the transaction of its rows and as its last statement but
-/// the commit: the number's row is locked from here on.
+/// the commit: the number's row is locked from here on. Where the instance stands is read from its checkpoints.
 ///
 /// # Errors
 /// [`ViewError::Database`].
@@ -89,15 +89,15 @@ pub async fn write(
     name: &str,
     instance: i32,
     kind: Kind,
-    epoch: Epoch,
-    position: Position,
     keys: &[Uuid],
 ) -> Result<i64, ViewError> {
     let row = sqlx::query(
         "WITH next AS (UPDATE views.head SET number = number + 1 RETURNING number), \
-         change AS (INSERT INTO views.changes (number, name, instance, kind, epoch, position, keys) \
-           SELECT number, $1, $2, $3, $4, $5, $6 FROM next) \
-         SELECT number, pg_notify($7, number::text) FROM next",
+         change AS (INSERT INTO views.changes (number, name, instance, kind, keys, epoch, position) \
+           SELECT number, $1, $2, $3, $4, \
+             (SELECT max(epoch) FROM views.checkpoints WHERE name = $1 AND instance = $2), \
+             (SELECT min(position) FROM views.checkpoints WHERE name = $1 AND instance = $2) FROM next) \
+         SELECT number, pg_notify($5, number::text) FROM next",
     )
     .bind(name)
     .bind(instance)
@@ -105,8 +105,6 @@ pub async fn write(
         Kind::Rows => "rows",
         Kind::Switch => "switch",
     })
-    .bind(epoch)
-    .bind(position)
     .bind(keys)
     .bind(CHANNEL)
     .fetch_one(connection)

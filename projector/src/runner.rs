@@ -1,0 +1,176 @@
+//! Follows the log for one instance: one reader, several workers with bounded channels between.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use sqlx::postgres::PgConnectOptions;
+use tidemark_events::log::{Filter, Log};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::ProjectorError;
+use crate::projection::Projection;
+use crate::supervisor::ProjectorConfig;
+use crate::worker::{Chunk, Target, Worker, connect, partitions_of, try_own};
+
+/// How long after a failure a runner begins anew, from the stored checkpoints.
+const AGAIN_AFTER: Duration = Duration::from_millis(500);
+
+/// How often a runner that stands by looks whether the one at work has gone.
+const STAND_BY: Duration = Duration::from_millis(500);
+
+/// Chunks that wait for a worker.
+const CHANNEL: usize = 2;
+
+/// What to read for a projection.
+#[must_use]
+pub(crate) fn filter_of(projection: &dyn Projection) -> Filter {
+    let categories = projection.categories().iter().map(|&category| Cow::Borrowed(category)).collect();
+    Filter { categories, ..Filter::default() }
+}
+
+/// Feeds an instance until `stop`; begins anew from the stored checkpoints whenever something fails.
+pub async fn run(
+    log: Log,
+    options: PgConnectOptions,
+    config: ProjectorConfig,
+    target: Target,
+    stop: CancellationToken,
+) {
+    while !stop.is_cancelled() {
+        match follow(&log, &options, &config, target, &stop).await {
+            Ok(()) => return,
+            Err(ProjectorError::Busy { .. }) => {
+                tokio::time::timeout(STAND_BY, stop.cancelled()).await.ok();
+            }
+            Err(error) => {
+                tracing::warn!(?target, %error, "a projection begins anew from its checkpoint");
+                tokio::time::timeout(AGAIN_AFTER, stop.cancelled()).await.ok();
+            }
+        }
+    }
+}
+
+async fn follow(
+    log: &Log,
+    options: &PgConnectOptions,
+    config: &ProjectorConfig,
+    target: Target,
+    stop: &CancellationToken,
+) -> Result<(), ProjectorError> {
+    let count = config.workers.clamp(1, tidemark_views::PARTITIONS);
+    let name = target.projection.name();
+    let mut owner = connect(options).await?;
+    if !try_own(&mut owner, target, 0).await? {
+        return Err(ProjectorError::Busy { name: name.to_owned(), instance: target.instance });
+    }
+    let mut workers = Vec::new();
+    let mut owner = Some(owner);
+    for worker in 0..count {
+        // The first worker's session holds the lock: if it ends, the lock goes, and the worker with it.
+        let connection = match owner.take() {
+            Some(connection) => connection,
+            None => connect(options).await?,
+        };
+        let mut worker = Worker::open(connection, target, &partitions_of(worker, count), true).await?;
+        worker.retry_parked(log).await?;
+        workers.push(worker);
+    }
+    let mut position = workers.iter().map(Worker::position).min().unwrap_or(0);
+    tracing::info!(?target, position, workers = count, "a projection follows the log");
+
+    let mut tasks = JoinSet::new();
+    let mut channels = Vec::new();
+    for worker in workers {
+        let (sender, receiver) = mpsc::channel(CHANNEL);
+        channels.push(sender);
+        tasks.spawn(work(worker, receiver, log.clone(), target));
+    }
+    let filter = filter_of(target.projection);
+    let mut wake = log.wake();
+    loop {
+        let head = *wake.borrow_and_update();
+        if head.position > position {
+            let page = tokio::select! {
+                () = stop.cancelled() => break,
+                page = log.read(position, head.position, &filter, config.batch_events) => page?,
+            };
+            position = page.read_to;
+            let mut shares: Vec<Vec<_>> = (0..channels.len()).map(|_| Vec::new()).collect();
+            if let [only] = shares.as_mut_slice() {
+                *only = page.events;
+            } else {
+                for event in page.events {
+                    let partition = tidemark_views::partition_of(event.partition_key);
+                    shares[usize::from((partition % count).unsigned_abs())].push(event);
+                }
+            }
+            for (channel, events) in channels.iter().zip(shares) {
+                let chunk = Chunk { events, read_to: position, epoch: head.epoch };
+                if channel.send(chunk).await.is_err() {
+                    return ended(&mut tasks).await;
+                }
+            }
+            continue;
+        }
+        tokio::select! {
+            () = stop.cancelled() => break,
+            changed = wake.changed() => if changed.is_err() { break },
+            // Only a worker that failed ends before its channel is closed.
+            () = channels[0].closed() => return ended(&mut tasks).await,
+        }
+    }
+    drop(channels);
+    while let Some(task) = tasks.join_next().await {
+        task.unwrap_or_else(|error| Err(sqlx::Error::Protocol(error.to_string()).into()))?;
+    }
+    Ok(())
+}
+
+async fn ended(tasks: &mut JoinSet<Result<(), ProjectorError>>) -> Result<(), ProjectorError> {
+    let mut outcome = Ok(());
+    while let Some(task) = tasks.join_next().await {
+        let ended = task.unwrap_or_else(|error| Err(sqlx::Error::Protocol(error.to_string()).into()));
+        if ended.is_err() {
+            outcome = ended;
+            tasks.abort_all();
+        }
+    }
+    outcome
+}
+
+/// One worker: takes what waits, as one batch if several chunks do.
+async fn work(
+    mut worker: Worker,
+    mut chunks: mpsc::Receiver<Chunk>,
+    log: Log,
+    target: Target,
+) -> Result<(), ProjectorError> {
+    let name = target.projection.name();
+    let instance = target.instance.to_string();
+    let labels = [("name", name.to_owned()), ("instance", instance)];
+    let applied = metrics::counter!("tidemark_projection_events_total", &labels);
+    let stands_at = metrics::gauge!("tidemark_projection_position", &labels);
+    let behind = metrics::gauge!("tidemark_projection_lag_events", &labels);
+    let lag = metrics::histogram!("tidemark_projection_lag_seconds", &labels);
+    let head = log.wake();
+    while let Some(mut chunk) = chunks.recv().await {
+        while let Ok(more) = chunks.try_recv() {
+            chunk.events.extend(more.events);
+            (chunk.read_to, chunk.epoch) = (more.read_to, more.epoch);
+        }
+        let oldest = chunk.events.first().map(|event| event.recorded_at);
+        let taken = worker.take(chunk).await?;
+        applied.increment(taken as u64);
+        #[expect(clippy::cast_precision_loss, reason = "a gauge for people; exact below 2^53")]
+        {
+            stands_at.set(worker.position() as f64);
+            behind.set((head.borrow().position - worker.position()).max(0) as f64);
+        }
+        if let Some(oldest) = oldest {
+            lag.record((chrono::Utc::now() - oldest).as_seconds_f64());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,222 @@
+//! Keeps a runner for every instance that is to be fed.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use sqlx::{Connection, Executor, PgConnection, PgPool};
+use tidemark_events::log::Log;
+use tidemark_views::instance::{self, Instance, State};
+use tidemark_views::{PARTITIONS, feed};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::projection::{Projection, all, find};
+use crate::worker::Target;
+use crate::{ProjectorError, runner};
+
+/// The channel that says that instances have come, gone or switched.
+pub(crate) const CHANNEL: &str = "tidemark_instances";
+
+/// How often the instances are looked at without being told.
+const POLL: Duration = Duration::from_secs(1);
+
+/// How many looks lie between two prunings of the changes.
+const PRUNE_EVERY: u32 = 30;
+
+/// Bounds of the projectors.
+#[derive(Debug, Clone, Copy)]
+pub struct ProjectorConfig {
+    /// Workers of each projection, 1 to 8: partitions of keys that are fed side by side.
+    pub workers: i16,
+    /// The most events of one batch.
+    pub batch_events: usize,
+}
+
+impl Default for ProjectorConfig {
+    fn default() -> Self {
+        Self { workers: 1, batch_events: 5_000 }
+    }
+}
+
+/// Feeds every live and every former instance.
+#[derive(Debug)]
+pub struct Supervisor;
+
+type Runners = HashMap<(String, i32), (CancellationToken, JoinHandle<()>)>;
+
+impl Supervisor {
+    /// Starts feeding, until `stop`; the batches in hand are finished. `options` leads to the views' database,
+    /// directly: sessions hold locks and listen.
+    #[must_use]
+    pub fn spawn(
+        log: Log,
+        options: PgConnectOptions,
+        config: ProjectorConfig,
+        stop: CancellationToken,
+    ) -> JoinHandle<()> {
+        tokio::spawn(async move {
+            let pool = PgPoolOptions::new().max_connections(2).connect_lazy_with(options.clone());
+            let mut runners = Runners::new();
+            while !stop.is_cancelled() {
+                let watched = tokio::select! {
+                    () = stop.cancelled() => break,
+                    watched = watch(&pool, &log, &options, config, &mut runners) => watched,
+                };
+                if let Err(error) = watched {
+                    tracing::warn!(%error, "cannot look after the projections, trying again");
+                }
+                tokio::time::timeout(POLL, stop.cancelled()).await.ok();
+            }
+            for (stop, _) in runners.values() {
+                stop.cancel();
+            }
+            for (_, (_, task)) in runners {
+                if let Err(error) = task.await {
+                    tracing::error!(%error, "a projection ended badly");
+                }
+            }
+            pool.close().await;
+        })
+    }
+}
+
+async fn watch(
+    pool: &PgPool,
+    log: &Log,
+    options: &PgConnectOptions,
+    config: ProjectorConfig,
+    runners: &mut Runners,
+) -> Result<(), ProjectorError> {
+    let mut listener = PgListener::connect_with(pool).await?;
+    listener.listen(CHANNEL).await?;
+    let mut looks: u32 = 0;
+    loop {
+        let mut connection = pool.acquire().await?;
+        for projection in all() {
+            ensure_live(&mut connection, *projection).await?;
+        }
+        let instances = instance::all(&mut connection).await?;
+        adjust(&instances, log, options, config, runners);
+        if looks.is_multiple_of(PRUNE_EVERY) {
+            feed::prune(&mut connection).await?;
+        }
+        looks = looks.wrapping_add(1);
+        drop(connection);
+        if let Ok(received) = tokio::time::timeout(POLL, listener.try_recv()).await {
+            received?;
+        }
+    }
+}
+
+/// Starts what is to be fed and is not, and stops what is fed and is gone.
+fn adjust(
+    instances: &[Instance],
+    log: &Log,
+    options: &PgConnectOptions,
+    config: ProjectorConfig,
+    runners: &mut Runners,
+) {
+    let fed = |instance: &&Instance| instance.state != State::Building;
+    runners.retain(|(name, number), (stop, _)| {
+        let stays = instances.iter().filter(fed).any(|i| i.name == *name && i.instance == *number);
+        if !stays {
+            stop.cancel();
+        }
+        stays
+    });
+    for instance in instances.iter().filter(fed) {
+        let key = (instance.name.clone(), instance.instance);
+        if runners.get(&key).is_some_and(|(_, task)| !task.is_finished()) {
+            continue;
+        }
+        match target_of(instance) {
+            Ok(target) => {
+                let stop = CancellationToken::new();
+                let run = runner::run(log.clone(), options.clone(), config, target, stop.clone());
+                runners.insert(key, (stop, tokio::spawn(run)));
+            }
+            Err(error) => tracing::error!(%error, "an instance is not fed: rebuild it with this program"),
+        }
+    }
+}
+
+/// The projection that feeds an instance.
+///
+/// # Errors
+/// [`ProjectorError::UnknownFold`].
+pub(crate) fn target_of(instance: &Instance) -> Result<Target, ProjectorError> {
+    match find(&instance.name) {
+        Ok(projection) if projection.fold_version() == instance.fold_version => {
+            Ok(Target { projection, instance: instance.instance })
+        }
+        _ => Err(ProjectorError::UnknownFold {
+            name: instance.name.clone(),
+            instance: instance.instance,
+            fold_version: instance.fold_version,
+        }),
+    }
+}
+
+/// Makes the first instance of a projection, live and empty, if it has none.
+///
+/// # Errors
+/// The database's.
+pub async fn ensure_live(connection: &mut PgConnection, projection: &dyn Projection) -> Result<(), ProjectorError> {
+    let known = sqlx::query("SELECT 1 FROM views.projections WHERE name = $1 LIMIT 1")
+        .bind(projection.name())
+        .fetch_optional(&mut *connection)
+        .await?;
+    if known.is_some() {
+        return Ok(());
+    }
+    let mut transaction = connection.begin().await?;
+    sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended($1, 1))")
+        .bind(projection.name())
+        .execute(&mut *transaction)
+        .await?;
+    let made = create(&mut transaction, projection, 1, State::Live).await?;
+    if made {
+        for statement in projection.index(1) {
+            transaction.execute(sqlx::query(sqlx::AssertSqlSafe(statement))).await?;
+        }
+    }
+    transaction.commit().await?;
+    Ok(())
+}
+
+/// Makes an instance: its row, its tables, its checkpoints at the beginning. `false` if it is there already.
+pub(crate) async fn create(
+    connection: &mut PgConnection,
+    projection: &dyn Projection,
+    instance: i32,
+    state: State,
+) -> Result<bool, ProjectorError> {
+    let inserted = sqlx::query(
+        "INSERT INTO views.projections (name, instance, fold_version, state) VALUES ($1, $2, $3, $4) \
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(projection.name())
+    .bind(instance)
+    .bind(projection.fold_version())
+    .bind(state.as_str())
+    .execute(&mut *connection)
+    .await?;
+    if inserted.rows_affected() == 0 {
+        return Ok(false);
+    }
+    for statement in projection.create(instance) {
+        connection.execute(sqlx::query(sqlx::AssertSqlSafe(statement))).await?;
+    }
+    sqlx::query(
+        "INSERT INTO views.checkpoints (name, instance, partition, epoch, position) \
+         SELECT $1, $2, p, 1, 0 FROM generate_series(0, $3) p",
+    )
+    .bind(projection.name())
+    .bind(instance)
+    .bind(i32::from(PARTITIONS) - 1)
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query("SELECT pg_notify($1, '')").bind(CHANNEL).execute(&mut *connection).await?;
+    Ok(true)
+}

@@ -1,0 +1,9 @@
+//! One projection each.
+
+mod orders;
+mod products;
+mod stock;
+
+pub use orders::Orders;
+pub use products::Products;
+pub use stock::Stock;

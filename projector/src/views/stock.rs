@@ -1,0 +1,106 @@
+//! How many units of each product there are: a narrow table that changes with every order.
+
+use std::collections::HashMap;
+
+use sqlx::{AssertSqlSafe, PgConnection};
+use tidemark_events::fact::StockEvent;
+use tidemark_events::{Fact, stream};
+use uuid::Uuid;
+
+use crate::projection::{Applied, ApplyError, Event, Projection};
+
+/// The projection `stock`.
+#[derive(Debug, Clone, Copy)]
+pub struct Stock;
+
+#[derive(Default)]
+struct Change {
+    received: i64,
+    adjusted: i64,
+    reserved: i64,
+    shipped: i64,
+    version: i64,
+}
+
+impl Projection for Stock {
+    fn name(&self) -> &'static str {
+        tidemark_views::STOCK
+    }
+
+    fn fold_version(&self) -> i32 {
+        1
+    }
+
+    fn categories(&self) -> &'static [&'static str] {
+        &[stream::STOCK_CATEGORY]
+    }
+
+    fn create(&self, instance: i32) -> Vec<String> {
+        // No index but the key and room on each page: updates stay within their page (HOT).
+        vec![format!(
+            "CREATE TABLE views.stock_{instance} (product_id uuid PRIMARY KEY, received bigint NOT NULL, \
+             adjusted bigint NOT NULL, reserved bigint NOT NULL, shipped bigint NOT NULL, \
+             available bigint NOT NULL, version bigint NOT NULL) \
+             WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.1)"
+        )]
+    }
+
+    fn index(&self, _: i32) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn remove(&self, instance: i32) -> Vec<String> {
+        vec![format!("DROP TABLE IF EXISTS views.stock_{instance}")]
+    }
+
+    fn apply<'a>(&'a self, connection: &'a mut PgConnection, instance: i32, events: &'a [Event]) -> Applied<'a> {
+        Box::pin(apply(connection, instance, events))
+    }
+}
+
+async fn apply(connection: &mut PgConnection, instance: i32, events: &[Event]) -> Result<Vec<Uuid>, ApplyError> {
+    let mut changes: HashMap<Uuid, Change> = HashMap::new();
+    for event in events {
+        let Fact::Stock(fact) = &event.fact else { continue };
+        let change = changes.entry(fact.product_id()).or_default();
+        change.version = event.version;
+        match fact {
+            StockEvent::StockReceived(received) => change.received += received.quantity,
+            StockEvent::StockAdjusted(adjusted) => change.adjusted += adjusted.delta,
+            StockEvent::StockReserved(reserved) => change.reserved += reserved.quantity,
+            StockEvent::StockReleased(released) => change.reserved -= released.quantity,
+            StockEvent::StockShipped(shipped) => {
+                change.reserved -= shipped.quantity;
+                change.shipped += shipped.quantity;
+            }
+        }
+    }
+    if changes.is_empty() {
+        return Ok(Vec::new());
+    }
+    // In the order of keys, so that neighbours on a page are written together.
+    let mut changes: Vec<(Uuid, Change)> = changes.into_iter().collect();
+    changes.sort_unstable_by_key(|(product, _)| *product);
+    let keys: Vec<Uuid> = changes.iter().map(|(product, _)| *product).collect();
+    let column = |value: fn(&Change) -> i64| changes.iter().map(|(_, change)| value(change)).collect::<Vec<_>>();
+    sqlx::query(AssertSqlSafe(format!(
+        "INSERT INTO views.stock_{instance} AS s \
+           (product_id, received, adjusted, reserved, shipped, available, version) \
+         SELECT product_id, received, adjusted, reserved, shipped, received + adjusted - reserved - shipped, version \
+         FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[]) \
+           AS u (product_id, received, adjusted, reserved, shipped, version) \
+         ON CONFLICT (product_id) DO UPDATE SET received = s.received + excluded.received, \
+           adjusted = s.adjusted + excluded.adjusted, reserved = s.reserved + excluded.reserved, \
+           shipped = s.shipped + excluded.shipped, available = s.available + excluded.available, \
+           version = excluded.version"
+    )))
+    .bind(&keys)
+    .bind(column(|change| change.received))
+    .bind(column(|change| change.adjusted))
+    .bind(column(|change| change.reserved))
+    .bind(column(|change| change.shipped))
+    .bind(column(|change| change.version))
+    .execute(connection)
+    .await?;
+    Ok(keys)
+}

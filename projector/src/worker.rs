@@ -1,0 +1,465 @@
+//! A batch of events into rows and checkpoint, in one transaction; and the parking of what cannot be applied.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
+
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, Connection, Executor, PgConnection, Row};
+use tidemark_events::log::{Filter, Log};
+use tidemark_events::{Epoch, Position, RecordedEvent};
+use tidemark_views::{PARTITIONS, feed, partition_of};
+use uuid::Uuid;
+
+use crate::ProjectorError;
+use crate::projection::{ApplyError, Event, Projection};
+
+/// How often a batch that fails is tried again as it is, with growing pauses, before its culprit is looked for.
+const RETRIES: u32 = 2;
+const RETRY_AFTER: Duration = Duration::from_millis(50);
+
+/// Settings of a projector's sessions. Rows and checkpoint are one transaction: a tail of commits that a crash of
+/// the database loses is done again from the log, so no commit needs to wait for the disk.
+const SESSION: [(&str, &str); 4] = [
+    ("application_name", "tidemark projector"),
+    ("synchronous_commit", "off"),
+    ("statement_timeout", "5min"),
+    ("idle_in_transaction_session_timeout", "1min"),
+];
+
+/// One instance of one projection.
+#[derive(Clone, Copy)]
+pub struct Target {
+    /// What it is folded with.
+    pub projection: &'static dyn Projection,
+    /// Its number.
+    pub instance: i32,
+}
+
+impl std::fmt::Debug for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} instance {}", self.projection.name(), self.instance)
+    }
+}
+
+/// Events as the log has them, and up to where that is everything.
+#[derive(Debug)]
+pub struct Chunk {
+    /// In the order of positions.
+    pub events: Vec<RecordedEvent>,
+    /// Everything up to here has been looked at.
+    pub read_to: Position,
+    /// The epoch of the log.
+    pub epoch: Epoch,
+}
+
+/// Feeds some of an instance's partitions.
+#[derive(Debug)]
+pub struct Worker {
+    target: Target,
+    connection: PgConnection,
+    /// Where each of its partitions stands.
+    checkpoints: BTreeMap<i16, Position>,
+    /// Keys with parked events: what comes later of them is parked too.
+    parked: HashSet<Uuid>,
+    /// Whether readers see this instance, or may go back to it: then changes are published.
+    publishes: bool,
+}
+
+/// Opens a connection with a projector's settings.
+///
+/// # Errors
+/// The database's.
+pub async fn connect(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
+    options.clone().options(SESSION).connect().await
+}
+
+/// Takes the session lock that says who works on an instance; `false` if somebody else does.
+///
+/// # Errors
+/// The database's.
+pub async fn try_own(connection: &mut PgConnection, target: Target, part: i32) -> Result<bool, sqlx::Error> {
+    let row = sqlx::query("SELECT pg_try_advisory_lock(hashtextextended($1, 0))")
+        .bind(format!("tidemark projector {} {} {part}", target.projection.name(), target.instance))
+        .fetch_one(connection)
+        .await?;
+    row.try_get(0)
+}
+
+impl Worker {
+    /// A worker for `partitions`, at their stored checkpoints.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn open(
+        mut connection: PgConnection,
+        target: Target,
+        partitions: &[i16],
+        publishes: bool,
+    ) -> Result<Self, ProjectorError> {
+        let name = target.projection.name();
+        let rows = sqlx::query(
+            "SELECT partition, position FROM views.checkpoints \
+             WHERE name = $1 AND instance = $2 AND partition = ANY($3)",
+        )
+        .bind(name)
+        .bind(target.instance)
+        .bind(partitions)
+        .fetch_all(&mut connection)
+        .await?;
+        let checkpoints =
+            rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Result<_, sqlx::Error>>()?;
+        let rows = sqlx::query("SELECT DISTINCT partition_key FROM views.parked WHERE name = $1 AND instance = $2")
+            .bind(name)
+            .bind(target.instance)
+            .fetch_all(&mut connection)
+            .await?;
+        let parked = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, sqlx::Error>>()?;
+        Ok(Self { target, connection, checkpoints, parked, publishes })
+    }
+
+    /// The least of its partitions' positions.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.checkpoints.values().copied().min().unwrap_or(0)
+    }
+
+    /// Whether an event belongs to one of its partitions and has not been applied.
+    #[must_use]
+    pub fn wants(&self, event: &RecordedEvent) -> bool {
+        self.checkpoints.get(&partition_of(event.partition_key)).is_some_and(|&at| event.position > at)
+    }
+
+    /// Applies a chunk and moves the checkpoints to its end, in one transaction. Returns how many events it took.
+    ///
+    /// # Errors
+    /// [`ProjectorError::Moved`] when somebody else has moved a checkpoint: what this worker knows is old, nothing
+    /// was done. Else the database's; nothing was done then either.
+    pub async fn take(&mut self, chunk: Chunk) -> Result<usize, ProjectorError> {
+        if chunk.read_to <= self.position() {
+            return Ok(0);
+        }
+        let mut batch = Batch::default();
+        for recorded in chunk.events.iter().filter(|event| self.wants(event)) {
+            batch.sort_in(recorded, &self.parked);
+        }
+        let count = batch.good.len() + batch.bad.len();
+        let mut tries = 0;
+        loop {
+            match self.commit(&batch, chunk.read_to, chunk.epoch, tries >= RETRIES).await {
+                Ok(parked) => {
+                    self.parked.extend(parked);
+                    for at in self.checkpoints.values_mut() {
+                        *at = (*at).max(chunk.read_to);
+                    }
+                    return Ok(count);
+                }
+                Err(Failed::Apply(error)) if tries < RETRIES => {
+                    tries += 1;
+                    tracing::warn!(target = ?self.target, %error, tries, "a batch cannot be applied, trying it again");
+                    tokio::time::sleep(RETRY_AFTER * tries).await;
+                }
+                Err(Failed::Apply(ApplyError::Database(error))) => return Err(error.into()),
+                Err(Failed::Apply(ApplyError::Misfit(text))) => {
+                    return Err(sqlx::Error::Protocol(text).into());
+                }
+                Err(Failed::Other(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// One try. `isolate`: look for the culprit and park it, instead of failing. Returns the keys parked now.
+    async fn commit(
+        &mut self,
+        batch: &Batch<'_>,
+        read_to: Position,
+        epoch: Epoch,
+        isolate: bool,
+    ) -> Result<HashSet<Uuid>, Failed> {
+        let Self { target, connection, checkpoints, publishes, .. } = self;
+        let Target { projection, instance } = *target;
+        let name = projection.name();
+        let mut transaction = connection.begin().await?;
+        // Locks, compares and moves in one statement: a row that does not stand where this worker left it stays.
+        let moved = sqlx::query(
+            "UPDATE views.checkpoints c SET position = GREATEST(c.position, $5), epoch = $6 \
+             FROM unnest($3::smallint[], $4::bigint[]) AS mine (partition, position) \
+             WHERE c.name = $1 AND c.instance = $2 AND c.partition = mine.partition AND c.position = mine.position",
+        )
+        .bind(name)
+        .bind(instance)
+        .bind(checkpoints.keys().copied().collect::<Vec<_>>())
+        .bind(checkpoints.values().copied().collect::<Vec<_>>())
+        .bind(read_to)
+        .bind(epoch)
+        .execute(&mut *transaction)
+        .await?;
+        if moved.rows_affected() != checkpoints.len() as u64 {
+            return Err(Failed::Other(ProjectorError::Moved(format!("{name} instance {instance}"))));
+        }
+        let mut parking: Vec<Parking<'_>> = batch.bad.clone();
+        let keys = if isolate {
+            isolate_culprits(&mut transaction, *target, &batch.good, &mut parking).await?
+        } else {
+            projection.apply(&mut transaction, instance, &batch.good).await?
+        };
+        park(&mut transaction, *target, &parking).await?;
+        if *publishes {
+            feed::write(&mut transaction, name, instance, feed::Kind::Rows, &keys)
+                .await
+                .map_err(|error| Failed::Other(error.into()))?;
+        }
+        transaction.commit().await?;
+        Ok(parking.iter().map(|parking| parking.key).collect())
+    }
+
+    /// Tries what is parked once more, in order: a newer program may understand it.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn retry_parked(&mut self, log: &Log) -> Result<(), ProjectorError> {
+        let name = self.target.projection.name();
+        let mine: Vec<Uuid> =
+            self.parked.iter().copied().filter(|key| self.checkpoints.contains_key(&partition_of(*key))).collect();
+        for key in mine {
+            let rows = sqlx::query(
+                "SELECT position FROM views.parked WHERE name = $1 AND instance = $2 AND partition_key = $3 \
+                 ORDER BY position",
+            )
+            .bind(name)
+            .bind(self.target.instance)
+            .bind(key)
+            .fetch_all(&mut self.connection)
+            .await?;
+            let mut left = rows.len();
+            for row in rows {
+                let position: Position = row.try_get(0)?;
+                let page = log.read(position - 1, position, &Filter::default(), 1).await?;
+                if !self.unpark(position, page.events.first()).await? {
+                    break;
+                }
+                left -= 1;
+            }
+            if left == 0 {
+                tracing::info!(target = ?self.target, %key, "what was parked has been applied");
+                self.parked.remove(&key);
+            }
+        }
+        Ok(())
+    }
+
+    async fn unpark(&mut self, position: Position, recorded: Option<&RecordedEvent>) -> Result<bool, ProjectorError> {
+        let Some((recorded, fact)) = recorded.and_then(|event| Some((event, event.decode().ok()?))) else {
+            return Ok(false);
+        };
+        let Target { projection, instance } = self.target;
+        let mut transaction = self.connection.begin().await?;
+        let event = Event::new(recorded, fact);
+        let keys = match projection.apply(&mut transaction, instance, std::slice::from_ref(&event)).await {
+            Ok(keys) => keys,
+            Err(error) => {
+                tracing::warn!(target = ?self.target, position, %error, "what is parked cannot be applied yet");
+                transaction.rollback().await?;
+                return Ok(false);
+            }
+        };
+        sqlx::query("DELETE FROM views.parked WHERE name = $1 AND instance = $2 AND position = $3")
+            .bind(projection.name())
+            .bind(instance)
+            .bind(position)
+            .execute(&mut *transaction)
+            .await?;
+        if self.publishes {
+            feed::write(&mut transaction, projection.name(), instance, feed::Kind::Rows, &keys).await?;
+        }
+        transaction.commit().await?;
+        Ok(true)
+    }
+
+    /// Runs a statement outside any batch.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn execute(&mut self, statement: String) -> Result<(), sqlx::Error> {
+        self.connection.execute(sqlx::query(sqlx::AssertSqlSafe(statement))).await.map(drop)
+    }
+}
+
+/// What a chunk holds for a worker.
+#[derive(Default)]
+struct Batch<'a> {
+    good: Vec<Event>,
+    bad: Vec<Parking<'a>>,
+    bad_keys: HashSet<Uuid>,
+}
+
+#[derive(Clone)]
+struct Parking<'a> {
+    key: Uuid,
+    position: Position,
+    stream_id: Uuid,
+    event_type: std::borrow::Cow<'a, str>,
+    error: String,
+}
+
+const BEHIND_PARKED: &str = "behind a parked event of its key";
+
+impl<'a> Batch<'a> {
+    fn sort_in(&mut self, recorded: &'a RecordedEvent, parked: &HashSet<Uuid>) {
+        let key = recorded.partition_key;
+        let decoded = if parked.contains(&key) || self.bad_keys.contains(&key) {
+            Err(BEHIND_PARKED.to_owned())
+        } else {
+            recorded.decode().map_err(|error| error.to_string())
+        };
+        match decoded {
+            Ok(fact) => self.good.push(Event::new(recorded, fact)),
+            Err(error) => {
+                self.bad_keys.insert(key);
+                self.bad.push(Parking {
+                    key,
+                    position: recorded.position,
+                    stream_id: recorded.stream_id,
+                    event_type: std::borrow::Cow::Borrowed(&recorded.event_type),
+                    error,
+                });
+            }
+        }
+    }
+}
+
+enum Failed {
+    /// The projection could not apply the batch; the transaction is over.
+    Apply(ApplyError),
+    /// Anything else.
+    Other(ProjectorError),
+}
+
+impl From<sqlx::Error> for Failed {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Other(error.into())
+    }
+}
+
+impl From<ApplyError> for Failed {
+    fn from(error: ApplyError) -> Self {
+        match error {
+            ApplyError::Database(error) if !is_data_error(&error) => Self::Other(error.into()),
+            error => Self::Apply(error),
+        }
+    }
+}
+
+/// Whether an error is about the data (a value, a constraint) and not about the connection or the server.
+fn is_data_error(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .and_then(|error| error.code())
+        .is_some_and(|code| ["21", "22", "23", "54"].iter().any(|class| code.starts_with(class)))
+}
+
+/// Applies what can be applied: halves the keys until the culprit's stand alone, applies those event by event, and
+/// parks from the first that fails.
+async fn isolate_culprits(
+    transaction: &mut PgConnection,
+    target: Target,
+    events: &[Event],
+    parking: &mut Vec<Parking<'_>>,
+) -> Result<Vec<Uuid>, Failed> {
+    let mut by_key: HashMap<Uuid, Vec<Event>> = HashMap::new();
+    for event in events {
+        by_key.entry(event.partition_key).or_default().push(event.clone());
+    }
+    let mut changed = Vec::new();
+    let mut groups: Vec<Vec<Vec<Event>>> = vec![by_key.into_values().collect()];
+    while let Some(mut group) = groups.pop() {
+        let mut together: Vec<Event> = group.iter().flatten().cloned().collect();
+        together.sort_unstable_by_key(|event| event.position);
+        match try_apply(transaction, target, &together).await? {
+            Ok(keys) => changed.extend(keys),
+            Err(_) if group.len() > 1 => {
+                let rest = group.split_off(group.len() / 2);
+                groups.push(rest);
+                groups.push(group);
+            }
+            Err(_) => {
+                let mut failed = None;
+                for event in &together {
+                    let outcome = match &failed {
+                        None => try_apply(transaction, target, std::slice::from_ref(event)).await?,
+                        Some(()) => Err(ApplyError::Misfit(BEHIND_PARKED.to_owned())),
+                    };
+                    match outcome {
+                        Ok(keys) => changed.extend(keys),
+                        Err(error) => {
+                            failed = Some(());
+                            parking.push(Parking {
+                                key: event.partition_key,
+                                position: event.position,
+                                stream_id: event.stream_id,
+                                event_type: event.fact.event_type().name.into(),
+                                error: error.to_string(),
+                            });
+                        }
+                    }
+                }
+            }
+        }
+    }
+    Ok(changed)
+}
+
+async fn try_apply(
+    transaction: &mut PgConnection,
+    target: Target,
+    events: &[Event],
+) -> Result<Result<Vec<Uuid>, ApplyError>, Failed> {
+    transaction.execute("SAVEPOINT culprit").await?;
+    match target.projection.apply(transaction, target.instance, events).await {
+        Ok(keys) => {
+            transaction.execute("RELEASE SAVEPOINT culprit").await?;
+            Ok(Ok(keys))
+        }
+        Err(error) => match Failed::from(error) {
+            Failed::Apply(error) => {
+                transaction.execute("ROLLBACK TO SAVEPOINT culprit").await?;
+                Ok(Err(error))
+            }
+            failed @ Failed::Other(_) => Err(failed),
+        },
+    }
+}
+
+async fn park(connection: &mut PgConnection, target: Target, parking: &[Parking<'_>]) -> Result<(), sqlx::Error> {
+    if parking.is_empty() {
+        return Ok(());
+    }
+    for parked in parking.iter().filter(|parked| parked.error != BEHIND_PARKED) {
+        tracing::error!(
+            target = ?target, position = parked.position, stream_id = %parked.stream_id,
+            event_type = %parked.event_type, error = parked.error,
+            "parked an event that cannot be applied; later ones of its key wait behind it"
+        );
+    }
+    metrics::counter!("tidemark_projection_parked_total", "name" => target.projection.name())
+        .increment(parking.len() as u64);
+    sqlx::query(
+        "INSERT INTO views.parked (name, instance, partition_key, position, stream_id, event_type, error) \
+         SELECT $1, $2, * FROM unnest($3::uuid[], $4::bigint[], $5::uuid[], $6::text[], $7::text[])",
+    )
+    .bind(target.projection.name())
+    .bind(target.instance)
+    .bind(parking.iter().map(|p| p.key).collect::<Vec<_>>())
+    .bind(parking.iter().map(|p| p.position).collect::<Vec<_>>())
+    .bind(parking.iter().map(|p| p.stream_id).collect::<Vec<_>>())
+    .bind(parking.iter().map(|p| p.event_type.as_ref()).collect::<Vec<_>>())
+    .bind(parking.iter().map(|p| p.error.as_str()).collect::<Vec<_>>())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The partitions of one of `workers` workers.
+#[must_use]
+pub fn partitions_of(worker: i16, workers: i16) -> Vec<i16> {
+    (0..PARTITIONS).filter(|partition| partition % workers == worker).collect()
+}
