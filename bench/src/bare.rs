@@ -37,7 +37,8 @@ pub(crate) async fn serve(listen: SocketAddr, answers: &Path) -> Result<(), Benc
         let handler = move || async move { ([(header::CONTENT_TYPE, kind)], body) };
         router = router.route(route, get(handler));
     }
-    let listener = TcpListener::bind(listen).await.map_err(BenchError::io(format!("listening on {listen}")))?;
+    let listener =
+        TcpListener::bind(listen).await.map_err(BenchError::io(format!("listening on {listen}")))?;
     let listener = listener.tap_io(|stream| {
         // Without it the answer would wait for the client's acknowledgement of the one before.
         stream.set_nodelay(true).ok();

@@ -60,7 +60,9 @@ impl Line {
         let parts = [&self.product_type, &self.product_category, &self.package_size];
         let mut name = parts.map(|part| part.trim()).into_iter().filter(|part| !part.is_empty()).fold(
             String::new(),
-            |name, part| if name.is_empty() { part.to_owned() } else { format!("{name}, {part}") },
+            |name, part| {
+                if name.is_empty() { part.to_owned() } else { format!("{name}, {part}") }
+            },
         );
         if name.is_empty() {
             name = format!("Product {}", self.product_id);

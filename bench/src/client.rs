@@ -72,10 +72,8 @@ impl Call {
     }
 
     fn request(&self, host: &str) -> Result<Request<Body>, BenchError> {
-        let mut request = Request::builder()
-            .method(self.method.clone())
-            .uri(&self.path)
-            .header(header::HOST, host);
+        let mut request =
+            Request::builder().method(self.method.clone()).uri(&self.path).header(header::HOST, host);
         if let Some(token) = &self.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
@@ -91,7 +89,9 @@ impl Call {
             }
             None => request.body(Body::empty()),
         };
-        request.map_err(|error| BenchError::Wrong(format!("{} {} cannot be asked: {error}", self.method, self.path)))
+        request.map_err(|error| {
+            BenchError::Wrong(format!("{} {} cannot be asked: {error}", self.method, self.path))
+        })
     }
 }
 
@@ -115,7 +115,9 @@ impl Answer {
     /// A header as text.
     pub(crate) fn header(&self, name: &str) -> Result<String, BenchError> {
         let value = self.headers.get(name).and_then(|value| value.to_str().ok());
-        value.map(str::to_owned).ok_or_else(|| BenchError::Wrong(format!("an answer without the header {name}")))
+        value
+            .map(str::to_owned)
+            .ok_or_else(|| BenchError::Wrong(format!("an answer without the header {name}")))
     }
 }
 

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use crate::error::BenchError;
 
 /// How much of what a program said is shown when it fails.
-const SHOWN_BYTES: u64 = 4_000;
+const SHOWN_BYTES: usize = 4_000;
 
 /// Runs a program to its end and returns what it printed. It is killed when the future is dropped.
 pub(crate) async fn output(command: Command) -> Result<String, BenchError> {
@@ -21,21 +21,24 @@ pub(crate) async fn output(command: Command) -> Result<String, BenchError> {
         return Ok(printed);
     }
     let said = printed + &String::from_utf8_lossy(&output.stderr);
-    let skipped = said.len().saturating_sub(SHOWN_BYTES as usize);
-    let output_end = said.chars().skip(said[..said.floor_char_boundary(skipped)].chars().count()).collect();
-    Err(BenchError::Program { program, status: output.status.to_string(), output: output_end })
+    let shown = said.floor_char_boundary(said.len().saturating_sub(SHOWN_BYTES));
+    Err(BenchError::Program { program, status: output.status.to_string(), output: said[shown..].to_owned() })
 }
 
 /// The program's name, for messages.
 pub(crate) fn name(command: &Command) -> String {
-    Path::new(command.get_program()).file_name().unwrap_or(command.get_program()).to_string_lossy().into_owned()
+    Path::new(command.get_program())
+        .file_name()
+        .unwrap_or(command.get_program())
+        .to_string_lossy()
+        .into_owned()
 }
 
 /// The end of a file, for messages.
 pub(crate) fn end_of(path: &Path) -> String {
     let read = || {
         let mut file = File::open(path)?;
-        let from = file.metadata()?.len().saturating_sub(SHOWN_BYTES);
+        let from = file.metadata()?.len().saturating_sub(SHOWN_BYTES as u64);
         file.seek(SeekFrom::Start(from))?;
         let mut end = Vec::new();
         file.read_to_end(&mut end)?;

@@ -54,7 +54,12 @@ pub(crate) struct Row {
 
 impl Row {
     /// A figure without a baseline.
-    pub(crate) fn new(name: &'static str, what: impl Into<String>, unit: &'static str, rounds: Vec<f64>) -> Self {
+    pub(crate) fn new(
+        name: &'static str,
+        what: impl Into<String>,
+        unit: &'static str,
+        rounds: Vec<f64>,
+    ) -> Self {
         Self {
             name,
             what: what.into(),
@@ -136,7 +141,9 @@ impl Row {
         [
             self.what.clone(),
             if self.error.is_some() { "failed".to_owned() } else { value(self.measured()) },
-            self.baseline.as_ref().map_or_else(String::new, |b| format!("{}: {}", b.what, number(median(&b.rounds)))),
+            self.baseline
+                .as_ref()
+                .map_or_else(String::new, |b| format!("{}: {}", b.what, number(median(&b.rounds)))),
             ratio,
             bound,
             self.ok().map_or("", |ok| if ok { "yes" } else { "NO" }).to_owned(),
@@ -197,7 +204,8 @@ impl Report {
     pub(crate) fn store(&self, path: &Path) -> Result<(), BenchError> {
         let json = serde_json::to_vec_pretty(self).map_err(BenchError::json("the report"))?;
         if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(BenchError::io(format!("making {}", folder.display())))?;
+            std::fs::create_dir_all(folder)
+                .map_err(BenchError::io(format!("making {}", folder.display())))?;
         }
         std::fs::write(path, json).map_err(BenchError::io(format!("writing {}", path.display())))
     }

@@ -57,7 +57,12 @@ impl Run {
     /// Latencies as a text.
     pub(crate) fn describe(&self) -> String {
         let millis = |micros: u64| micros as f64 / 1e3;
-        format!("p50 {:.1} ms, p99 {:.1} ms, longest {:.1} ms", millis(self.p50), self.p99(), millis(self.max))
+        format!(
+            "p50 {:.1} ms, p99 {:.1} ms, longest {:.1} ms",
+            millis(self.p50),
+            self.p99(),
+            millis(self.max)
+        )
     }
 }
 
@@ -97,7 +102,7 @@ impl Wrk {
             .arg(script_path(&self.folder, script))
             .arg(format!("http://{address}"))
             .env("TIDEMARK_BENCH_FILE", lines)
-            .env("TIDEMARK_BENCH_RUN", format!("{:08x}", Uuid::new_v4().as_fields().0));
+            .env("TIDEMARK_BENCH_RUN", format!("{:08x}", Uuid::now_v7().as_u128() as u32));
         if let Some(token) = token {
             command.env("TIDEMARK_BENCH_TOKEN", token);
         }

@@ -197,12 +197,14 @@ impl Worker {
             return Err(Failed::Other(ProjectorError::Moved(format!("{name} instance {instance}"))));
         }
         let mut parking: Vec<Parking<'_>> = batch.bad.clone();
-        let keys = if isolate {
+        let mut keys = if isolate {
             isolate_culprits(&mut transaction, *target, &batch.good, &mut parking).await?
         } else {
             projection.apply(&mut transaction, instance, &batch.good).await?
         };
         park(&mut transaction, *target, &parking).await?;
+        // Readers are told too: what they see of these keys is not all there is.
+        keys.extend(parking.iter().map(|parking| parking.key));
         if *publishes {
             feed::write(&mut transaction, name, instance, feed::Kind::Rows, &keys)
                 .await

@@ -147,6 +147,21 @@ impl Log {
         let row = sqlx::query("SELECT epoch, position FROM log.head").fetch_one(&self.pool).await?;
         Ok(Head { epoch: row.try_get(0)?, position: row.try_get(1)? })
     }
+
+    /// The last position of an epoch that is over, `None` if it is not over or never was.
+    ///
+    /// # Errors
+    /// [`LogError::Database`].
+    pub async fn epoch_end(&self, epoch: Epoch) -> Result<Option<Position>, LogError> {
+        let row = sqlx::query(
+            "SELECT min(from_position) - 1 FROM log.epochs WHERE epoch > $1 \
+             AND EXISTS (SELECT 1 FROM log.epochs WHERE epoch = $1)",
+        )
+        .bind(epoch)
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(row.try_get(0)?)
+    }
 }
 
 /// Connection options for a URL, with the settings that the log's and the views' statements rely on.

@@ -39,14 +39,16 @@ impl Projection for Products {
     }
 
     fn create(&self, instance: i32) -> Vec<String> {
-        // Any word of the catalog's language is found as it is written: 'simple' neither stems nor drops words.
+        // Any word of the catalog's language is found as it is written: 'simple' neither stems nor drops words. What
+        // is no letter or digit separates: "CRUSHED/CUBED" is two words, not a path.
+        let words = |column: &str| format!("to_tsvector('simple', regexp_replace({column}, '[^[:alnum:]]+', ' ', 'g'))");
+        let (name, sku, description) = (words("name"), words("sku"), words("COALESCE(description, '')"));
         vec![format!(
             "CREATE TABLE views.products_{instance} (id uuid PRIMARY KEY, sku text NOT NULL, name text NOT NULL, \
              description text, department text, price_amount bigint NOT NULL, price_currency text NOT NULL, \
              status text NOT NULL, version bigint NOT NULL, created_position bigint NOT NULL, \
-             search tsvector NOT NULL GENERATED ALWAYS AS (setweight(to_tsvector('simple', name), 'A') || \
-               setweight(to_tsvector('simple', sku), 'A') || \
-               setweight(to_tsvector('simple', COALESCE(description, '')), 'C')) STORED) \
+             search tsvector NOT NULL GENERATED ALWAYS AS (setweight({name}, 'A') || \
+               setweight({sku}, 'A') || setweight({description}, 'C')) STORED) \
              WITH (fillfactor = 90)"
         )]
     }

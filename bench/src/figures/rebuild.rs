@@ -1,0 +1,47 @@
+//! The orders view built anew from the log, beside the live one.
+
+use std::time::Instant;
+
+use serde_json::json;
+use uuid::Uuid;
+
+use super::Settings;
+use crate::client::{Call, Connection, POSITION};
+use crate::error::BenchError;
+use crate::position::number;
+use crate::process;
+use crate::report::{Bound, Row};
+use crate::shop::Shop;
+
+/// The figure of rebuilding: the whole command, its start, its indexes and the switch included.
+pub(super) async fn rebuild(settings: &Settings, shop: &Shop, staff: &str) -> Result<Vec<Row>, BenchError> {
+    eprintln!("rebuild");
+    let head = head(shop, staff).await?;
+    let mut rates = Vec::new();
+    let mut said = String::new();
+    for _ in 0..settings.rounds {
+        let begin = Instant::now();
+        said = process::output(shop.command(["rebuild", "orders"])).await?;
+        rates.push(head as f64 / begin.elapsed().as_secs_f64());
+    }
+    let mut row = Row::new("rebuild", "rebuild of the orders view", "events/s", rates)
+        .bound(Bound::Above(150_000.0))
+        .note(format!("from a log of {head} events; the whole command, from its start to the switch"));
+    row.notes.extend(said.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned));
+    Ok(vec![row])
+}
+
+/// Where the log stands: the position of an event that is written to find out.
+pub(super) async fn head(shop: &Shop, staff: &str) -> Result<i64, BenchError> {
+    number(&mark(shop, staff).await?)
+}
+
+/// Writes an event and returns its `Tidemark-Position`.
+pub(super) async fn mark(shop: &Shop, staff: &str) -> Result<String, BenchError> {
+    let key = Uuid::now_v7();
+    let product = json!({
+        "sku": format!("MARK-{key}"), "name": "Mark", "price": { "amount": 1, "currency": "EUR" }
+    });
+    let call = Call::post("/v1/products", product.to_string()).token(staff).key(key.to_string());
+    Connection::open(shop.address).await?.send(&call).await?.header(POSITION)
+}

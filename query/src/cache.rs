@@ -1,0 +1,272 @@
+//! Ready bodies in the process's memory, made invalid by the events and not by timers.
+//!
+//! Every body carries the number of the newest change that its read could see ([`tidemark_views::feed`]), taken in the
+//! same snapshot. A change writes its number into the slots of its keys. A body is valid while its number is not
+//! below its slot's, so it does not matter whether the change is learnt before, during or after the read: a body that
+//! was read before a change is never served after the change is known. Slots are shared by hash, which costs a read
+//! too many now and then and nothing else.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::body::Bytes;
+use axum::http::HeaderValue;
+use quick_cache::Weighter;
+use uuid::Uuid;
+
+use crate::feed::View;
+
+/// Slots for keys; a power of two.
+const SLOTS: usize = 1 << 16;
+
+/// A body is read anew after this, whatever the changes say: a safety net only.
+const AT_MOST: Duration = Duration::from_secs(600);
+
+/// What a body is found under.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Key {
+    /// A product's body.
+    Product(Uuid),
+    /// An order's body.
+    Order(Uuid),
+    /// A page of products, by its query string.
+    Products(Box<str>),
+}
+
+/// A body, ready to be sent.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    /// The bytes.
+    pub(crate) body: Bytes,
+    /// Its strong entity tag.
+    pub(crate) etag: HeaderValue,
+    /// Whose order it is.
+    pub(crate) owner: Option<Uuid>,
+    /// The link to the next page.
+    pub(crate) link: Option<HeaderValue>,
+    /// Whether events of its key are parked: it is not all there is.
+    pub(crate) parked: bool,
+    /// The number of the newest change that its read could see.
+    pub(crate) number: i64,
+    /// When its read began.
+    pub(crate) read_at: Instant,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Bytewise;
+
+impl Weighter<Key, Arc<Ready>> for Bytewise {
+    fn weight(&self, key: &Key, ready: &Arc<Ready>) -> u64 {
+        const FIXED: u64 = 256;
+        let key_bytes = match key {
+            Key::Product(_) | Key::Order(_) => 0,
+            Key::Products(query) => query.len() as u64,
+        };
+        FIXED + key_bytes + ready.body.len() as u64
+    }
+}
+
+/// The cache.
+#[derive(Debug)]
+pub(crate) struct Cache {
+    bodies: quick_cache::sync::Cache<Key, Arc<Ready>, Bytewise>,
+    slots: Vec<AtomicI64>,
+    /// The newest change of each view, for pages.
+    views: [AtomicI64; View::COUNT],
+    /// Bodies below it are invalid, whatever they are.
+    floor: AtomicI64,
+}
+
+impl Cache {
+    pub(crate) fn new(bytes: u64) -> Self {
+        const ABOUT_A_BODY: u64 = 512;
+        let items = usize::try_from(bytes / ABOUT_A_BODY).unwrap_or(usize::MAX);
+        Self {
+            bodies: quick_cache::sync::Cache::with_weighter(items, bytes, Bytewise),
+            slots: (0..SLOTS).map(|_| AtomicI64::new(0)).collect(),
+            views: Default::default(),
+            floor: AtomicI64::new(0),
+        }
+    }
+
+    /// A change with this number touched these keys of a view.
+    pub(crate) fn changed(&self, view: View, keys: &[Uuid], number: i64) {
+        if keys.is_empty() {
+            return;
+        }
+        for key in keys {
+            self.slot(*key).fetch_max(number, Ordering::AcqRel);
+        }
+        self.views[view as usize].fetch_max(number, Ordering::AcqRel);
+    }
+
+    /// Everything read before this number is invalid: changes were missed, or readers go to other tables.
+    pub(crate) fn drop_before(&self, number: i64) {
+        self.floor.fetch_max(number, Ordering::AcqRel);
+    }
+
+    fn slot(&self, key: Uuid) -> &AtomicI64 {
+        // Random bits of the id; a power of two of slots.
+        let (high, low) = key.as_u64_pair();
+        let hash = (high ^ low).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        &self.slots[usize::try_from(hash >> 48).unwrap_or(0) & (SLOTS - 1)]
+    }
+
+    fn is_valid(&self, key: &Key, ready: &Ready) -> bool {
+        let last = match key {
+            Key::Product(id) | Key::Order(id) => self.slot(*id).load(Ordering::Acquire),
+            Key::Products(_) => {
+                let at = |view: View| self.views[view as usize].load(Ordering::Acquire);
+                at(View::Products).max(at(View::Stock))
+            }
+        };
+        ready.number >= last.max(self.floor.load(Ordering::Acquire)) && ready.read_at.elapsed() < AT_MOST
+    }
+
+    /// The body of a key: from memory if it is valid and `trusted`, else read by `load`, once for all who ask for it
+    /// at the same time. A body whose read began after this call is good enough whatever has changed since.
+    ///
+    /// `None` (there is no such thing) and errors are not remembered.
+    pub(crate) async fn get<E>(
+        &self,
+        key: Key,
+        trusted: bool,
+        load: impl AsyncFnOnce() -> Result<Option<Ready>, E>,
+    ) -> Result<Option<Arc<Ready>>, E> {
+        if trusted
+            && let Some(ready) = self.bodies.get(&key)
+            && self.is_valid(&key, &ready)
+        {
+            figures().hit.increment(1);
+            return Ok(Some(ready));
+        }
+        let asked_at = Instant::now();
+        loop {
+            match self.bodies.get_value_or_guard_async(&key).await {
+                Ok(ready) if ready.read_at >= asked_at || (trusted && self.is_valid(&key, &ready)) => {
+                    return Ok(Some(ready));
+                }
+                Ok(old) => {
+                    self.bodies.remove_if(&key, |ready| Arc::ptr_eq(ready, &old));
+                }
+                Err(guard) => {
+                    figures().miss.increment(1);
+                    let Some(ready) = load().await? else { return Ok(None) };
+                    let ready = Arc::new(ready);
+                    // Replaced or removed meanwhile: then it is only this request's.
+                    guard.insert(Arc::clone(&ready)).ok();
+                    return Ok(Some(ready));
+                }
+            }
+        }
+    }
+}
+
+struct Figures {
+    hit: metrics::Counter,
+    miss: metrics::Counter,
+}
+
+fn figures() -> &'static Figures {
+    static FIGURES: std::sync::OnceLock<Figures> = std::sync::OnceLock::new();
+    FIGURES.get_or_init(|| Figures {
+        hit: metrics::counter!("tidemark_cache_requests_total", "tier" => "process", "outcome" => "hit"),
+        miss: metrics::counter!("tidemark_cache_requests_total", "tier" => "process", "outcome" => "miss"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::convert::Infallible;
+
+    fn ready(number: i64, text: &'static str) -> Ready {
+        Ready {
+            body: Bytes::from_static(text.as_bytes()),
+            etag: HeaderValue::from_static("\"1\""),
+            owner: None,
+            link: None,
+            parked: false,
+            number,
+            read_at: Instant::now(),
+        }
+    }
+
+    async fn get(cache: &Cache, key: Key, number: i64, text: &'static str) -> Bytes {
+        let loaded = cache.get(key, true, async || Ok::<_, Infallible>(Some(ready(number, text)))).await;
+        loaded.unwrap().unwrap().body.clone()
+    }
+
+    #[tokio::test]
+    async fn a_body_read_before_a_change_is_not_served_after_it() {
+        let (cache, id) = (Cache::new(1 << 20), Uuid::now_v7());
+        assert_eq!(get(&cache, Key::Product(id), 5, "old").await, "old");
+        assert_eq!(get(&cache, Key::Product(id), 5, "unused").await, "old", "from memory");
+        cache.changed(View::Stock, &[id], 6);
+        assert_eq!(get(&cache, Key::Product(id), 6, "new").await, "new");
+        assert_eq!(get(&cache, Key::Product(id), 6, "unused").await, "new");
+    }
+
+    #[tokio::test]
+    async fn a_change_that_comes_while_a_body_is_read_is_not_lost() {
+        let (cache, id) = (Cache::new(1 << 20), Uuid::now_v7());
+        let read = cache
+            .get(Key::Product(id), true, async || {
+                // The snapshot was taken at number 5; number 6 is learnt before the body is kept.
+                cache.changed(View::Products, &[id], 6);
+                Ok::<_, Infallible>(Some(ready(5, "old")))
+            })
+            .await;
+        assert_eq!(read.unwrap().unwrap().body, "old", "whoever asked before may see it");
+        assert_eq!(get(&cache, Key::Product(id), 6, "new").await, "new", "nobody after");
+    }
+
+    #[tokio::test]
+    async fn a_late_reader_of_an_old_snapshot_cannot_bring_it_back() {
+        let (cache, id) = (Cache::new(1 << 20), Uuid::now_v7());
+        cache.changed(View::Products, &[id], 9);
+        assert_eq!(get(&cache, Key::Product(id), 8, "from a slow replica").await, "from a slow replica");
+        assert_eq!(get(&cache, Key::Product(id), 9, "new").await, "new", "it was not kept for others");
+    }
+
+    #[tokio::test]
+    async fn pages_follow_their_views_and_missed_changes_drop_everything() {
+        let (cache, id) = (Cache::new(1 << 20), Uuid::now_v7());
+        let page = || Key::Products("q=x".into());
+        get(&cache, page(), 1, "one").await;
+        cache.changed(View::Orders, &[id], 2);
+        assert_eq!(get(&cache, page(), 2, "two").await, "one", "orders are not on it");
+        cache.changed(View::Stock, &[id], 3);
+        assert_eq!(get(&cache, page(), 3, "three").await, "three");
+        get(&cache, Key::Order(id), 3, "order").await;
+        cache.drop_before(10);
+        assert_eq!(get(&cache, page(), 10, "ten").await, "ten");
+        assert_eq!(get(&cache, Key::Order(id), 10, "order ten").await, "order ten");
+    }
+
+    #[tokio::test]
+    async fn many_who_miss_read_once_and_a_failed_read_stops_nobody() {
+        use std::sync::atomic::AtomicUsize;
+
+        let cache = Arc::new(Cache::new(1 << 20));
+        let (id, reads) = (Uuid::now_v7(), Arc::new(AtomicUsize::new(0)));
+        let mut readers = tokio::task::JoinSet::new();
+        for _ in 0..50 {
+            let (cache, reads) = (Arc::clone(&cache), Arc::clone(&reads));
+            readers.spawn(async move {
+                cache
+                    .get(Key::Order(id), true, async || {
+                        let first = reads.fetch_add(1, Ordering::SeqCst) == 0;
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                        if first { Err("away") } else { Ok(Some(ready(1, "body"))) }
+                    })
+                    .await
+                    .map(|ready| ready.unwrap().body.clone())
+            });
+        }
+        let answers = readers.join_all().await;
+        assert_eq!(answers.iter().filter(|answer| answer.is_err()).count(), 1);
+        assert_eq!(reads.load(Ordering::SeqCst), 2, "one failed, one for all others");
+    }
+}

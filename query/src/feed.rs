@@ -1,0 +1,204 @@
+//! Follows what the projectors publish: which keys have changed, how far the views have come, which tables are live.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use tidemark_events::{Epoch, Position};
+use tidemark_views::feed::{self, Kind};
+use tidemark_views::instance::{self, State};
+use tidemark_views::ViewError;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::QueryState;
+
+/// How often the feed is asked without a notification.
+const POLL: Duration = Duration::from_millis(500);
+
+/// After this without an answer from the feed, nothing in memory is trusted.
+const TRUSTED_FOR: Duration = Duration::from_secs(2);
+
+/// A view that is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum View {
+    /// The catalog.
+    Products,
+    /// The inventory.
+    Stock,
+    /// The orders.
+    Orders,
+}
+
+impl View {
+    pub(crate) const COUNT: usize = 3;
+
+    fn of(name: &str) -> Option<Self> {
+        match name {
+            tidemark_views::PRODUCTS => Some(Self::Products),
+            tidemark_views::STOCK => Some(Self::Stock),
+            tidemark_views::ORDERS => Some(Self::Orders),
+            _ => None,
+        }
+    }
+}
+
+/// Where one view's live instance stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Stands {
+    /// The live instance, 0 while there is none.
+    pub(crate) instance: i32,
+    /// The epoch of its position.
+    pub(crate) epoch: Epoch,
+    /// All of the view stands at least here.
+    pub(crate) position: Position,
+}
+
+/// Where all views stand, as far as this process knows.
+#[derive(Debug)]
+pub(crate) struct Standing {
+    views: watch::Sender<[Stands; View::COUNT]>,
+    begun: Instant,
+    /// Milliseconds after `begun` when the feed last answered; 0: never.
+    verified: AtomicU64,
+}
+
+impl Default for Standing {
+    fn default() -> Self {
+        Self { views: watch::Sender::default(), begun: Instant::now(), verified: AtomicU64::new(0) }
+    }
+}
+
+impl Standing {
+    /// Where a view stands.
+    pub(crate) fn of(&self, view: View) -> Stands {
+        self.views.borrow()[view as usize]
+    }
+
+    /// Follows all of them.
+    pub(crate) fn follow(&self) -> watch::Receiver<[Stands; View::COUNT]> {
+        self.views.subscribe()
+    }
+
+    /// Whether the feed has answered lately: only then may what is in memory be served.
+    pub(crate) fn is_fresh(&self) -> bool {
+        let verified = self.verified.load(Ordering::Acquire);
+        verified != 0 && self.begun.elapsed() < TRUSTED_FOR + Duration::from_millis(verified)
+    }
+
+    fn verify(&self, asked_at: Instant) {
+        let at = asked_at.duration_since(self.begun).as_millis();
+        self.verified.store(u64::try_from(at).unwrap_or(u64::MAX).max(1), Ordering::Release);
+    }
+}
+
+/// Follows until `stop`, over lost connections.
+pub(crate) async fn follow(state: QueryState, options: PgConnectOptions, stop: CancellationToken) {
+    let pool = PgPoolOptions::new().max_connections(2).connect_lazy_with(options);
+    let mut at = None;
+    while !stop.is_cancelled() {
+        let ended = tokio::select! {
+            () = stop.cancelled() => break,
+            ended = listen(&state, &pool, &mut at) => ended,
+        };
+        if let Err(error) = ended {
+            tracing::warn!(%error, "cannot follow the views, trying again");
+        }
+        tokio::time::timeout(POLL, stop.cancelled()).await.ok();
+    }
+    pool.close().await;
+}
+
+async fn listen(state: &QueryState, pool: &sqlx::PgPool, at: &mut Option<i64>) -> Result<(), ViewError> {
+    let mut listener = PgListener::connect_with(pool).await?;
+    listener.listen(feed::CHANNEL).await?;
+    let mut connection = pool.acquire().await?;
+    loop {
+        let asked_at = Instant::now();
+        let caught_up = match *at {
+            None => {
+                *at = Some(begin(state, &mut connection).await?);
+                true
+            }
+            Some(number) => advance(state, &mut connection, number, at).await?,
+        };
+        if caught_up {
+            state.0.standing.verify(asked_at);
+            if let Ok(received) = tokio::time::timeout(POLL, listener.try_recv()).await {
+                received?;
+                // One read answers all notifications that have come meanwhile.
+                while listener.next_buffered().is_some() {}
+            }
+        }
+    }
+}
+
+/// Begins at the newest change: everything in memory is older.
+async fn begin(state: &QueryState, connection: &mut sqlx::PgConnection) -> Result<i64, ViewError> {
+    let number = feed::newest(connection).await?;
+    look(state, connection).await?;
+    state.0.cache.drop_before(number);
+    Ok(number)
+}
+
+/// Reads which instances are live and where they stand.
+async fn look(state: &QueryState, connection: &mut sqlx::PgConnection) -> Result<(), ViewError> {
+    let instances = instance::all(connection).await?;
+    state.0.standing.views.send_modify(|views| {
+        for live in instances.iter().filter(|instance| instance.state == State::Live) {
+            if let Some(view) = View::of(&live.name) {
+                views[view as usize] =
+                    Stands { instance: live.instance, epoch: live.epoch, position: live.position };
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Takes in what has changed after a number; `true` when nothing is left.
+async fn advance(
+    state: &QueryState,
+    connection: &mut sqlx::PgConnection,
+    number: i64,
+    at: &mut Option<i64>,
+) -> Result<bool, ViewError> {
+    let changes = feed::after(connection, number).await?;
+    let Some(last) = changes.last().map(|change| change.number) else {
+        if state.0.standing.views.borrow().iter().any(|stands| stands.instance == 0) {
+            look(state, connection).await?;
+        }
+        // A number below the one known: the views were restored to an earlier state.
+        if feed::newest(connection).await? < number {
+            *at = None;
+            return Ok(false);
+        }
+        return Ok(true);
+    };
+    if changes[0].number != number + 1 || changes.iter().any(|change| change.kind == Kind::Switch) {
+        // Numbers were missed, or readers go to other tables: nothing read before counts.
+        look(state, connection).await?;
+        state.0.cache.drop_before(last);
+    }
+    for change in &changes {
+        let Some(view) = View::of(&change.name) else { continue };
+        if change.kind == Kind::Rows {
+            state.0.cache.changed(view, &change.keys, change.number);
+        }
+    }
+    // Only after the slots are written may anybody be told that the views stand there.
+    state.0.standing.views.send_if_modified(|views| {
+        let mut moved = false;
+        for change in &changes {
+            let Some(view) = View::of(&change.name) else { continue };
+            let stands = &mut views[view as usize];
+            let further = (change.epoch, change.position) > (stands.epoch, stands.position);
+            if stands.instance == change.instance && further {
+                (stands.epoch, stands.position) = (change.epoch, change.position);
+                moved = true;
+            }
+        }
+        moved
+    });
+    *at = Some(last);
+    Ok(false)
+}

@@ -1,0 +1,368 @@
+//! Products: one by id, and lists with search, filters and sort orders.
+
+use std::fmt::Write;
+use std::time::Instant;
+
+use axum::body::Bytes;
+use axum::extract::{RawQuery, State};
+use axum::http::HeaderMap;
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, Row};
+use tidemark_http::{PathId, Problem, problem};
+use tidemark_views::resource::{Price, ProductResource};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use crate::cache::{Key, Ready};
+use crate::feed::View;
+use crate::page::{Parameters, invalid};
+use crate::position::After;
+use crate::reply::{self, Kept};
+use crate::{QueryState, unavailable};
+
+pub(crate) fn routes() -> OpenApiRouter<QueryState> {
+    OpenApiRouter::new().routes(routes!(one)).routes(routes!(list))
+}
+
+/// A product with what is available of it.
+#[utoipa::path(
+    get, path = "/v1/products/{id}", tag = "catalog",
+    params(
+        ("id" = Uuid, Path), ("fields" = Option<String>, Query, description = "Only these fields, by comma"),
+        ("If-None-Match" = Option<String>, Header),
+        ("Tidemark-After" = Option<String>, Header, description = "Wait until the views stand there"),
+    ),
+    responses(
+        (status = 200, body = ProductResource, headers(("ETag" = String))), (status = 304),
+        (status = 400, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem),
+        (status = 503, body = Problem),
+    )
+)]
+async fn one(
+    State(state): State<QueryState>,
+    PathId(id): PathId,
+    after: After,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    state.wait(after, &[View::Products, View::Stock]).await?;
+    let trusted = state.0.standing.is_fresh();
+    let found = state.0.cache.get(Key::Product(id), trusted, async || load(&state, id).await).await?;
+    let ready = found.ok_or_else(|| Problem::new(&problem::NOT_FOUND, format!("there is no product {id}")))?;
+    if let Some(query) = query {
+        let parameters = Parameters::read(Some(&query), &["fields"])?;
+        if let Some(fields) = parameters.get("fields") {
+            let body = reply::only_fields(&ready.body, fields)?;
+            let etag = reply::etag_of(&body);
+            return Ok(reply::bytes(&headers, body.into(), etag, Kept::Publicly));
+        }
+    }
+    reply::ready(&headers, &ready, Kept::Publicly, after)
+}
+
+async fn load(state: &QueryState, id: Uuid) -> Result<Option<Ready>, Problem> {
+    let (products, stock) = tables(state)?;
+    let read_at = Instant::now();
+    let row = sqlx::query(AssertSqlSafe(format!(
+        "SELECT p.id, p.sku, p.name, p.description, p.department, p.price_amount, p.price_currency, \
+         COALESCE(s.available, 0), p.status, p.version, COALESCE(s.version, 0), (SELECT number FROM views.head), \
+         EXISTS (SELECT 1 FROM views.parked k WHERE k.partition_key = p.id \
+           AND (k.name, k.instance) IN (('products', {products}), ('stock', {stock}))) \
+         FROM views.products_{products} p LEFT JOIN views.stock_{stock} s ON s.product_id = p.id WHERE p.id = $1"
+    )))
+    .bind(id)
+    .fetch_optional(&state.0.pool)
+    .await
+    .map_err(|error| unavailable(&error))?;
+    let read = |row: PgRow| {
+        let product = product_of(&row)?;
+        let stock_version: i64 = row.try_get(10)?;
+        Ok(Ready {
+            etag: reply::etag_of_versions(format_args!("{}-{stock_version}", product.version)),
+            body: json(&product),
+            owner: None,
+            link: None,
+            number: row.try_get(11)?,
+            parked: row.try_get(12)?,
+            read_at,
+        })
+    };
+    row.map(read).transpose().map_err(|error| unavailable(&error))
+}
+
+/// The live tables of products and stock.
+fn tables(state: &QueryState) -> Result<(i32, i32), Problem> {
+    let (products, stock) = (state.0.standing.of(View::Products), state.0.standing.of(View::Stock));
+    if products.instance == 0 || stock.instance == 0 {
+        let detail = "the views of products and stock are not there yet";
+        return Err(Problem::new(&problem::UNAVAILABLE, detail).with_retry_after(1));
+    }
+    Ok((products.instance, stock.instance))
+}
+
+/// The first ten columns of a row as a product.
+fn product_of(row: &PgRow) -> Result<ProductResource, sqlx::Error> {
+    let currency: &str = row.try_get(6)?;
+    Ok(ProductResource {
+        id: row.try_get(0)?,
+        sku: row.try_get(1)?,
+        name: row.try_get(2)?,
+        description: row.try_get(3)?,
+        department: row.try_get(4)?,
+        price: Price {
+            amount: row.try_get(5)?,
+            currency: tidemark_events::Currency::parse(currency)
+                .ok_or_else(|| sqlx::Error::Decode(format!("no currency {currency}").into()))?,
+        },
+        available: row.try_get(7)?,
+        status: row.try_get(8)?,
+        version: row.try_get(9)?,
+    })
+}
+
+fn json(value: &impl Serialize) -> Bytes {
+    serde_json::to_vec(value).expect("texts and numbers can be written as JSON").into()
+}
+
+/// A page of products.
+#[derive(Debug, Serialize, ToSchema)]
+struct ProductPage {
+    items: Vec<ProductResource>,
+    /// For the page behind this one, `null` on the last.
+    next_cursor: Option<String>,
+}
+
+const PARAMETERS: &[&str] =
+    &["q", "department", "min_price", "max_price", "sort", "limit", "cursor", "fields"];
+
+/// The most words of a search that count.
+const MAX_WORDS: usize = 10;
+
+/// Published products: searched, filtered, sorted, a page at a time.
+#[utoipa::path(
+    get, path = "/v1/products", tag = "catalog",
+    params(
+        ("q" = Option<String>, Query, description = "Words that must all occur in name, SKU or description; words of three letters or more also match as beginnings"),
+        ("department" = Option<String>, Query, description = "Of this department"),
+        ("min_price" = Option<i64>, Query, description = "Minor units"),
+        ("max_price" = Option<i64>, Query, description = "Minor units"),
+        ("sort" = Option<String>, Query, description = "name, -name, price, -price, newest or (with q) relevance"),
+        ("limit" = Option<u32>, Query, description = "1 to 100, 20 if left out"),
+        ("cursor" = Option<String>, Query, description = "next_cursor of the page before"),
+        ("fields" = Option<String>, Query, description = "Only these fields of each item, by comma"),
+        ("If-None-Match" = Option<String>, Header), ("Tidemark-After" = Option<String>, Header),
+    ),
+    responses(
+        (status = 200, body = ProductPage, headers(("ETag" = String), ("Link" = String))), (status = 304),
+        (status = 400, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem),
+    )
+)]
+async fn list(
+    State(state): State<QueryState>,
+    after: After,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    state.wait(after, &[View::Products, View::Stock]).await?;
+    let trusted = state.0.standing.is_fresh();
+    let query = query.unwrap_or_default();
+    // A query that was answered before is known to be a good one: only a new one is parsed.
+    let key = Key::Products(query.as_str().into());
+    let found = state.0.cache.get(key, trusted, async || page(&state, &query).await.map(Some)).await?;
+    let ready = found.ok_or_else(|| Problem::new(&problem::INTERNAL, "a page without a body"))?;
+    reply::ready(&headers, &ready, Kept::Publicly, after)
+}
+
+/// How a list is sorted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sort {
+    Name { descending: bool },
+    Price { descending: bool },
+    Newest,
+    Relevance,
+}
+
+impl Sort {
+    fn read(parameters: &Parameters, searching: bool) -> Result<Self, Problem> {
+        match parameters.get("sort") {
+            None if searching => Ok(Self::Relevance),
+            None | Some("name") => Ok(Self::Name { descending: false }),
+            Some("-name") => Ok(Self::Name { descending: true }),
+            Some("price") => Ok(Self::Price { descending: false }),
+            Some("-price") => Ok(Self::Price { descending: true }),
+            Some("newest") => Ok(Self::Newest),
+            Some("relevance") if searching => Ok(Self::Relevance),
+            Some(_) => Err(invalid("sort", "must be name, -name, price, -price, newest or, with q, relevance")),
+        }
+    }
+
+    /// The column sorted by, its type, and whether downwards. The id decides among equals.
+    fn order(self) -> (&'static str, &'static str, bool) {
+        match self {
+            Self::Name { descending } => ("name", "text", descending),
+            Self::Price { descending } => ("price_amount", "bigint", descending),
+            Self::Newest => ("created_position", "bigint", true),
+            Self::Relevance => ("relevance", "real", true),
+        }
+    }
+}
+
+/// The sort key of an item: the column's value as text, and the id.
+#[derive(Debug, Serialize, Deserialize)]
+struct SortKey(String, Uuid);
+
+async fn page(state: &QueryState, query: &str) -> Result<Ready, Problem> {
+    let parameters = Parameters::read(Some(query), PARAMETERS)?;
+    let limit = parameters.limit()?;
+    let search = parameters.get("q").map(search_of);
+    let sort = Sort::read(&parameters, search.is_some())?;
+    let min_price: Option<i64> = parameters.parse("min_price", "minor units")?;
+    let max_price: Option<i64> = parameters.parse("max_price", "minor units")?;
+    let cursor: Option<SortKey> = parameters.cursor()?;
+    let sql = statement(tables(state)?, &parameters, search.is_some(), sort, cursor.is_some(), min_price, max_price);
+    let (after_value, after_id) = cursor.map_or((None, None), |SortKey(value, id)| (Some(value), Some(id)));
+    let read_at = Instant::now();
+    let rows = sqlx::query(AssertSqlSafe(sql))
+        .bind(i64::try_from(limit).unwrap_or(0) + 1)
+        .bind(search)
+        .bind(parameters.get("department"))
+        .bind(min_price)
+        .bind(max_price)
+        .bind(after_value)
+        .bind(after_id)
+        .fetch_all(&state.0.pool)
+        .await
+        .map_err(|error| unavailable(&error))?;
+    compose(&parameters, &rows, limit, read_at).map_err(|error| unavailable(&error))?
+}
+
+fn compose(
+    parameters: &Parameters,
+    rows: &[PgRow],
+    limit: usize,
+    read_at: Instant,
+) -> Result<Result<Ready, Problem>, sqlx::Error> {
+    let mut items = Vec::with_capacity(limit);
+    let mut last = None;
+    let mut number = 0;
+    for row in rows {
+        number = row.try_get(10)?;
+        // A list without items is one row with nothing but the number.
+        if row.try_get::<Option<Uuid>, _>(0)?.is_none() || items.len() == limit {
+            continue;
+        }
+        last = Some(SortKey(row.try_get(11)?, row.try_get(0)?));
+        items.push(product_of(row)?);
+    }
+    let more = rows.len() > limit;
+    let next_cursor = last.filter(|_| more).map(|key| parameters.cursor_after(key));
+    let link = next_cursor.as_ref().and_then(|cursor| parameters.link("/v1/products", cursor));
+    let mut body = json(&ProductPage { items, next_cursor });
+    if let Some(fields) = parameters.get("fields") {
+        match reply::only_fields(&body, fields) {
+            Ok(chosen) => body = chosen.into(),
+            Err(problem) => return Ok(Err(problem)),
+        }
+    }
+    let etag = reply::etag_of(&body);
+    Ok(Ok(Ready { body, etag, owner: None, link, parked: false, number, read_at }))
+}
+
+/// One statement for one page. With words to search for, the matches are found first (by the words' index) and
+/// sorted then; without, they come in order from the index of the sort column. Every parameter is bound.
+fn statement(
+    (products, stock): (i32, i32),
+    parameters: &Parameters,
+    searching: bool,
+    sort: Sort,
+    continued: bool,
+    min_price: Option<i64>,
+    max_price: Option<i64>,
+) -> String {
+    let (column, kind, descending) = sort.order();
+    let (direction, compare) = if descending { ("DESC", "<") } else { ("ASC", ">") };
+    let mut filters = String::from("status = 'published'");
+    if searching {
+        filters.push_str(" AND search @@ to_tsquery('simple', $2)");
+    }
+    if parameters.get("department").is_some() {
+        filters.push_str(" AND department = $3");
+    }
+    if min_price.is_some() {
+        filters.push_str(" AND price_amount >= $4");
+    }
+    if max_price.is_some() {
+        filters.push_str(" AND price_amount <= $5");
+    }
+    let continuation = if continued { format!("({column}, id) {compare} ($6::{kind}, $7::uuid)") } else { String::new() };
+    let mut sql = String::new();
+    // What is not used must still have a type.
+    let types = "$2::text IS NULL, $3::text IS NULL, $4::bigint IS NULL, $5::bigint IS NULL, $6::text IS NULL, \
+                 $7::uuid IS NULL";
+    let relevance =
+        if sort == Sort::Relevance { "ts_rank(search, to_tsquery('simple', $2)) AS relevance, " } else { "" };
+    let chosen = if searching {
+        write!(
+            sql,
+            "WITH matches AS MATERIALIZED (SELECT {relevance}id, name, price_amount, created_position \
+             FROM views.products_{products} WHERE {filters}), \
+             chosen AS MATERIALIZED (SELECT id, {column} AS sorted_by FROM matches {} \
+             ORDER BY {column} {direction}, id {direction} LIMIT $1) ",
+            if continued { format!("WHERE {continuation}") } else { String::new() }
+        )
+    } else {
+        write!(
+            sql,
+            "WITH chosen AS MATERIALIZED (SELECT id, {column} AS sorted_by FROM views.products_{products} \
+             WHERE {filters} {} ORDER BY {column} {direction}, id {direction} LIMIT $1) ",
+            if continued { format!("AND {continuation}") } else { String::new() }
+        )
+    };
+    chosen.expect("writing into a string cannot fail");
+    write!(
+        sql,
+        "SELECT p.id, p.sku, p.name, p.description, p.department, p.price_amount, p.price_currency, \
+         COALESCE(s.available, 0), p.status, p.version, h.number, c.sorted_by::text, {types} \
+         FROM views.head h LEFT JOIN (chosen c JOIN views.products_{products} p ON p.id = c.id \
+         LEFT JOIN views.stock_{stock} s ON s.product_id = p.id) ON true \
+         ORDER BY c.sorted_by {direction}, c.id {direction}"
+    )
+    .expect("writing into a string cannot fail");
+    sql
+}
+
+/// Words as a query of the full-text search (`to_tsquery`): all of them must occur, longer ones also as beginnings.
+/// Words hold letters and digits only, so nothing in them has a meaning to the parser. No word matches nothing.
+fn search_of(text: &str) -> String {
+    const BEGINNING_FROM: usize = 3;
+    let mut query = String::new();
+    let words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
+    for word in words.take(MAX_WORDS) {
+        if !query.is_empty() {
+            query.push_str(" & ");
+        }
+        query.push_str(&word.to_lowercase());
+        if word.chars().count() >= BEGINNING_FROM {
+            query.push_str(":*");
+        }
+    }
+    query
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn searches_hold_words_and_nothing_else() {
+        assert_eq!(search_of("Ice  cubes 2"), "ice:* & cubes:* & 2");
+        assert_eq!(search_of("a'); DROP TABLE x; --"), "a & drop:* & table:* & x");
+        assert_eq!(search_of("!!! & | ( ) <-> :*"), "");
+        assert_eq!(search_of("Käse-Brötchen"), "käse:* & brötchen:*");
+        assert_eq!(search_of(&"w ".repeat(100)).matches('&').count(), MAX_WORDS - 1);
+    }
+}

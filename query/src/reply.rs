@@ -1,0 +1,122 @@
+//! Answers with strong entity tags, and 304 for whoever has the body already (RFC 9110).
+
+use aws_lc_rs::digest;
+use axum::body::Bytes;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use tidemark_http::problem::{self, Problem};
+
+use crate::cache::Ready;
+use crate::position::After;
+
+/// Who may keep an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kept {
+    /// Anybody, if they ask whether it still holds.
+    Publicly,
+    /// Only who asked, likewise.
+    Privately,
+}
+
+/// The answer of a ready body.
+pub(crate) fn ready(request: &HeaderMap, ready: &Ready, kept: Kept, after: After) -> Result<Response, Problem> {
+    if ready.parked && after.0.is_some() {
+        let detail = "events of this are parked: the view does not hold all that was written";
+        return Err(Problem::new(&problem::VIEW_BEHIND, detail).with_retry_after(30));
+    }
+    let mut response = bytes(request, ready.body.clone(), ready.etag.clone(), kept);
+    if let Some(link) = &ready.link {
+        response.headers_mut().insert(header::LINK, link.clone());
+    }
+    if ready.parked {
+        response.headers_mut().insert("tidemark-parked", HeaderValue::from_static("true"));
+    }
+    Ok(response)
+}
+
+/// The answer of any JSON body with its entity tag.
+pub(crate) fn bytes(request: &HeaderMap, body: Bytes, etag: HeaderValue, kept: Kept) -> Response {
+    let mut response = if matches(request, &etag) {
+        StatusCode::NOT_MODIFIED.into_response()
+    } else {
+        let mut response = Response::new(axum::body::Body::from(body));
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::ETAG, etag);
+    match kept {
+        Kept::Publicly => {
+            headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("public, no-cache"));
+        }
+        Kept::Privately => {
+            headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+            headers.insert(header::VARY, HeaderValue::from_static("authorization"));
+        }
+    }
+    response
+}
+
+fn matches(request: &HeaderMap, etag: &HeaderValue) -> bool {
+    let Some(asked) = request.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok()) else { return false };
+    let tag = etag.to_str().unwrap_or_default();
+    asked.split(',').map(|one| one.trim().trim_start_matches("W/")).any(|one| one == tag || one == "*")
+}
+
+/// A strong entity tag of the bytes themselves.
+pub(crate) fn etag_of(body: &[u8]) -> HeaderValue {
+    let digest = digest::digest(&digest::SHA256, body);
+    let text = format!("\"{}\"", URL_SAFE_NO_PAD.encode(&digest.as_ref()[..12]));
+    HeaderValue::try_from(text).expect("base64 in quotes is a header value")
+}
+
+/// A strong entity tag of versions.
+pub(crate) fn etag_of_versions(versions: std::fmt::Arguments<'_>) -> HeaderValue {
+    HeaderValue::try_from(format!("\"{versions}\"")).expect("digits in quotes are a header value")
+}
+
+/// Keeps only some top-level fields of a JSON object, or of each object in its `items`.
+pub(crate) fn only_fields(body: &[u8], fields: &str) -> Result<Vec<u8>, Problem> {
+    let wanted: Vec<&str> = fields.split(',').map(str::trim).filter(|field| !field.is_empty()).collect();
+    let keep = |value: &mut serde_json::Value| {
+        if let Some(object) = value.as_object_mut() {
+            object.retain(|name, _| wanted.contains(&name.as_str()));
+        }
+    };
+    let broken = |error: serde_json::Error| {
+        tracing::error!(%error, "a stored body is not JSON");
+        Problem::new(&problem::INTERNAL, "the stored body cannot be read")
+    };
+    let mut value: serde_json::Value = serde_json::from_slice(body).map_err(broken)?;
+    match value.get_mut("items").and_then(serde_json::Value::as_array_mut) {
+        Some(items) => items.iter_mut().for_each(keep),
+        None => keep(&mut value),
+    }
+    serde_json::to_vec(&value).map_err(broken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_has_the_body_is_told_so() {
+        let etag = HeaderValue::from_static("\"3-4\"");
+        for (asked, status) in [("\"3-4\"", 304), ("W/\"3-4\"", 304), ("\"1\", \"3-4\"", 304), ("*", 304), ("\"3\"", 200)] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::IF_NONE_MATCH, HeaderValue::from_str(asked).unwrap());
+            let response = bytes(&headers, Bytes::from_static(b"{}"), etag.clone(), Kept::Publicly);
+            assert_eq!(response.status().as_u16(), status, "{asked}");
+            assert_eq!(response.headers()[header::ETAG], "\"3-4\"");
+        }
+    }
+
+    #[test]
+    fn fields_can_be_chosen() {
+        let body = br#"{"items":[{"id":1,"name":"a","sku":"s"}],"next_cursor":null}"#;
+        let text = String::from_utf8(only_fields(body, "id, sku,unknown").unwrap()).unwrap();
+        assert_eq!(text, r#"{"items":[{"id":1,"sku":"s"}],"next_cursor":null}"#);
+    }
+}

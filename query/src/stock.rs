@@ -1,0 +1,68 @@
+//! The units of a product, for the staff.
+
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::Response;
+use sqlx::{AssertSqlSafe, Row};
+use tidemark_http::{Actor, PathId, Problem, Role, problem};
+use tidemark_views::resource::StockResource;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::feed::View;
+use crate::position::After;
+use crate::reply::{self, Kept};
+use crate::{QueryState, unavailable};
+
+pub(crate) fn routes() -> OpenApiRouter<QueryState> {
+    OpenApiRouter::new().routes(routes!(one))
+}
+
+/// The units of a product: received, adjusted, reserved, shipped, available.
+#[utoipa::path(
+    get, path = "/v1/products/{id}/stock", tag = "inventory", security(("token" = [])),
+    params(
+        ("id" = Uuid, Path), ("If-None-Match" = Option<String>, Header),
+        ("Tidemark-After" = Option<String>, Header, description = "Wait until the view stands there"),
+    ),
+    responses(
+        (status = 200, body = StockResource, headers(("ETag" = String))), (status = 304),
+        (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem),
+        (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem),
+    )
+)]
+async fn one(
+    State(state): State<QueryState>,
+    actor: Actor,
+    PathId(id): PathId,
+    after: After,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    actor.require(&[Role::Staff, Role::Analyst])?;
+    state.wait(after, &[View::Stock]).await?;
+    let instance = state.0.standing.of(View::Stock).instance;
+    let row = sqlx::query(AssertSqlSafe(format!(
+        "SELECT received, adjusted, reserved, shipped, available, version FROM views.stock_{instance} \
+         WHERE product_id = $1"
+    )))
+    .bind(id)
+    .fetch_optional(&state.0.pool)
+    .await
+    .map_err(|error| unavailable(&error))?
+    .ok_or_else(|| Problem::new(&problem::NOT_FOUND, format!("product {id} has no stock")))?;
+    let read = || {
+        Ok(StockResource {
+            product_id: id,
+            received: row.try_get(0)?,
+            adjusted: row.try_get(1)?,
+            reserved: row.try_get(2)?,
+            shipped: row.try_get(3)?,
+            available: row.try_get(4)?,
+            version: row.try_get(5)?,
+        })
+    };
+    let stock: StockResource = read().map_err(|error| unavailable(&error))?;
+    let etag = reply::etag_of_versions(format_args!("{}", stock.version));
+    let body = serde_json::to_vec(&stock).expect("numbers can be written as JSON");
+    Ok(reply::bytes(&headers, body.into(), etag, Kept::Privately))
+}
