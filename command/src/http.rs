@@ -134,6 +134,7 @@ impl Call<'_> {
                 traceparent: self.flow.traceparent,
             },
             render,
+            stop_at_rejection: false,
             bytes,
         };
         writer.submit(request).await.map(respond).map_err(|error| problem_of(&error))

@@ -459,7 +459,11 @@ impl Loop {
             if let (Ok(accepted), true) = (&outcome, outcomes.is_empty()) {
                 version = accepted.version;
             }
+            let refused = outcome.is_err();
             outcomes.push(outcome);
+            if refused && request.stop_at_rejection {
+                break;
+            }
         }
         let rendered = (request.render)(&outcomes);
         let reply = match rendered {

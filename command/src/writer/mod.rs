@@ -115,6 +115,8 @@ pub struct Request {
     pub metadata: Metadata,
     /// How the answer is written.
     pub render: Render,
+    /// Whether what comes after a refused command is left out.
+    pub stop_at_rejection: bool,
     /// About how many bytes the request takes.
     pub bytes: usize,
 }

@@ -1,0 +1,351 @@
+//! The private PostgreSQL: made and started under the data directory, reachable through a Unix socket only.
+//!
+//! It runs as a child in a process group of its own, so that Ctrl-C in the terminal reaches this program alone, which
+//! ends its own work first. After a kill -9 of this program the server may still be running: it is then taken over.
+
+use std::fs::{self, File, TryLockError};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, Connection, Executor};
+use tokio::process::{Child, Command};
+
+/// The longest path of a Unix socket, less PostgreSQL's file name in the directory.
+const MAX_SOCKET_DIR: usize = 107 - "/.s.PGSQL.5432".len();
+
+/// How long recovery after a crash may take.
+const START_WITHIN: Duration = Duration::from_secs(120);
+
+/// How long a fast shutdown may take before an immediate one, which recovers at the next start.
+const STOP_WITHIN: Duration = Duration::from_secs(20);
+
+const USER: &str = "tidemark";
+
+/// What can go wrong with it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClusterError {
+    /// There is no PostgreSQL on this machine.
+    #[error("PostgreSQL's server programs were not found. Install them (Debian: apt-get install postgresql; macOS: brew install postgresql@17), or name a running server with DATABASE_URL")]
+    NotInstalled,
+    /// Another `tidemark up` runs on the same directory.
+    #[error("another tidemark is running on {}", .0.display())]
+    InUse(PathBuf),
+    /// As root there must be somebody else to run it.
+    #[error("PostgreSQL does not run as root, and there is no user postgres or nobody to run it as")]
+    NobodyToRunIt,
+    /// The user that runs it cannot reach the directory.
+    #[error("{} cannot be reached by user {user}, who runs PostgreSQL when this program runs as root: choose another --data-dir", path.display())]
+    OutOfReach {
+        /// The directory.
+        path: PathBuf,
+        /// Who runs the server.
+        user: String,
+    },
+    /// `initdb` failed.
+    #[error("initdb failed: {0}")]
+    Init(String),
+    /// The server ended or did not answer in time.
+    #[error("PostgreSQL did not start; its log is {}", .0.display())]
+    Start(PathBuf),
+    /// Files or processes.
+    #[error("{0}: {1}")]
+    Io(String, std::io::Error),
+    /// Its database could not be made.
+    #[error("the private PostgreSQL: {0}")]
+    Database(#[from] sqlx::Error),
+}
+
+fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> ClusterError {
+    let what = what.into();
+    move |error| ClusterError::Io(what, error)
+}
+
+/// Who runs the server, when this program runs as root.
+#[derive(Debug, Clone)]
+struct Runner {
+    name: String,
+    uid: u32,
+    gid: u32,
+}
+
+/// A running private PostgreSQL.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    data: PathBuf,
+    sockets: PathBuf,
+    /// `None` when somebody else started it.
+    server: Option<Server>,
+    /// Held as long as this process is in charge of it.
+    _lock: Option<File>,
+}
+
+#[derive(Debug)]
+enum Server {
+    Started(Child),
+    TakenOver(Pid),
+}
+
+/// Whether users other than the owner can get into a directory and all above it, or that does not matter because
+/// this program is not root.
+pub(crate) fn others_can_reach(path: &Path) -> bool {
+    const OTHERS_MAY_PASS: u32 = 0o001;
+    !rustix::process::geteuid().is_root()
+        || path.ancestors().all(|dir| fs::metadata(dir).is_ok_and(|meta| meta.mode() & OTHERS_MAY_PASS != 0))
+}
+
+impl Cluster {
+    /// Starts it, or takes over one that runs. Who is not `exclusive` uses one that another process is in charge of.
+    pub(crate) async fn start(data_dir: &Path, exclusive: bool) -> Result<Self, ClusterError> {
+        let lock = try_lock(&data_dir.join("lock"))?;
+        if lock.is_none() && exclusive {
+            return Err(ClusterError::InUse(data_dir.to_owned()));
+        }
+        let runner = runner()?;
+        if let Some(runner) = &runner
+            && !others_can_reach(data_dir)
+        {
+            return Err(ClusterError::OutOfReach { path: data_dir.to_owned(), user: runner.name.clone() });
+        }
+        let data = data_dir.join("postgres");
+        let sockets = socket_dir(data_dir, runner.as_ref())?;
+        let mut cluster = Self { data, sockets, server: None, _lock: lock };
+        if cluster._lock.is_none() {
+            cluster.wait(&data_dir.join("postgres.log"), None).await?;
+            return Ok(cluster);
+        }
+        let bin = find_programs().ok_or(ClusterError::NotInstalled)?;
+        cluster.init(&bin, runner.as_ref()).await?;
+        let log = data_dir.join("postgres.log");
+        match cluster.running() {
+            Some(pid) => {
+                tracing::info!(pid = pid.as_raw_nonzero().get(), "taking over the private PostgreSQL that runs still");
+                cluster.wait(&log, None).await?;
+                cluster.server = Some(Server::TakenOver(pid));
+            }
+            None => {
+                let mut child = cluster.launch(&bin, &log, runner.as_ref())?;
+                cluster.wait(&log, Some(&mut child)).await?;
+                cluster.server = Some(Server::Started(child));
+            }
+        }
+        cluster.make_database().await?;
+        Ok(cluster)
+    }
+
+    /// How to connect to its database.
+    pub(crate) fn options(&self) -> PgConnectOptions {
+        PgConnectOptions::new().socket(&self.sockets).username(USER).database(USER)
+    }
+
+    /// Stops it, if this process is in charge of it.
+    pub(crate) async fn stop(mut self) -> Result<(), ClusterError> {
+        let pid = match &self.server {
+            None => return Ok(()),
+            Some(Server::TakenOver(pid)) => Some(*pid),
+            Some(Server::Started(child)) => {
+                child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw)
+            }
+        };
+        let Some(pid) = pid else { return Ok(()) };
+        for (signal, within) in [(Signal::INT, STOP_WITHIN), (Signal::QUIT, Duration::from_secs(5))] {
+            // It may have ended by itself.
+            rustix::process::kill_process(pid, signal).ok();
+            let until = Instant::now() + within;
+            while Instant::now() < until {
+                let ended = match &mut self.server {
+                    Some(Server::Started(child)) => child.try_wait().is_ok_and(|status| status.is_some()),
+                    _ => rustix::process::test_kill_process(pid).is_err(),
+                };
+                if ended {
+                    return Ok(());
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            tracing::warn!("the private PostgreSQL takes long to stop");
+        }
+        Ok(())
+    }
+
+    /// Makes its files once: beside their place, then renamed, so that a crash leaves nothing half made.
+    async fn init(&self, bin: &Path, runner: Option<&Runner>) -> Result<(), ClusterError> {
+        if self.data.join("PG_VERSION").exists() {
+            return Ok(());
+        }
+        let draft = self.data.with_extension("new");
+        if draft.exists() {
+            fs::remove_dir_all(&draft).map_err(io(format!("cannot remove {}", draft.display())))?;
+        }
+        fs::create_dir(&draft).map_err(io(format!("cannot make {}", draft.display())))?;
+        hand_over(&draft, runner)?;
+        let mut command = program(&bin.join("initdb"), runner);
+        command.args(["-U", USER, "-E", "UTF8", "--locale=C", "-A", "trust", "--data-checksums", "-D"]).arg(&draft);
+        let output = command.output().await.map_err(io("cannot run initdb"))?;
+        if !output.status.success() {
+            return Err(ClusterError::Init(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+        }
+        fs::rename(&draft, &self.data).map_err(io(format!("cannot make {}", self.data.display())))
+    }
+
+    fn launch(&self, bin: &Path, log: &Path, runner: Option<&Runner>) -> Result<Child, ClusterError> {
+        let cannot_log = || io(format!("cannot write {}", log.display()));
+        let output = File::options().create(true).append(true).open(log).map_err(cannot_log())?;
+        let errors = output.try_clone().map_err(cannot_log())?;
+        let mut command = program(&bin.join("postgres"), runner);
+        command.arg("-D").arg(&self.data).arg("-k").arg(&self.sockets);
+        for setting in SETTINGS {
+            command.arg("-c").arg(setting);
+        }
+        command.stdin(Stdio::null()).stdout(output).stderr(errors).process_group(0);
+        command.spawn().map_err(io("cannot run postgres"))
+    }
+
+    /// Waits until it takes connections.
+    async fn wait(&self, log: &Path, mut child: Option<&mut Child>) -> Result<(), ClusterError> {
+        let options = self.options().database("postgres");
+        let until = Instant::now() + START_WITHIN;
+        while Instant::now() < until {
+            if let Ok(connection) = options.connect().await {
+                connection.close().await.ok();
+                return Ok(());
+            }
+            if let Some(child) = &mut child
+                && child.try_wait().is_ok_and(|status| status.is_some())
+            {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+        Err(ClusterError::Start(log.to_owned()))
+    }
+
+    async fn make_database(&self) -> Result<(), ClusterError> {
+        let mut connection = self.options().database("postgres").connect().await?;
+        let known = sqlx::query("SELECT 1 FROM pg_database WHERE datname = $1")
+            .bind(USER)
+            .fetch_optional(&mut connection)
+            .await?;
+        if known.is_none() {
+            connection.execute("CREATE DATABASE tidemark").await?;
+        }
+        connection.close().await?;
+        Ok(())
+    }
+
+    /// The server that runs on these files already, by its pid file.
+    fn running(&self) -> Option<Pid> {
+        let text = fs::read_to_string(self.data.join("postmaster.pid")).ok()?;
+        let pid = Pid::from_raw(text.lines().next()?.trim().parse().ok()?)?;
+        // Another process may have got the number of one that died.
+        let name = fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_nonzero())).ok();
+        let is_postgres = name.is_none_or(|name| name.trim() == "postgres");
+        (is_postgres && rustix::process::test_kill_process(pid).is_ok()).then_some(pid)
+    }
+}
+
+/// What differs from PostgreSQL's defaults; durability does not.
+const SETTINGS: &[&str] = &[
+    "listen_addresses=",
+    "unix_socket_permissions=0700",
+    "max_connections=100",
+    "shared_buffers=256MB",
+    "wal_buffers=16MB",
+    "max_wal_size=4GB",
+    "checkpoint_timeout=15min",
+    "checkpoint_completion_target=0.9",
+    "effective_io_concurrency=64",
+    "random_page_cost=1.1",
+    "work_mem=16MB",
+    "maintenance_work_mem=128MB",
+    "jit=off",
+    "autovacuum_naptime=20s",
+    "log_min_duration_statement=1s",
+    "log_checkpoints=off",
+];
+
+fn try_lock(path: &Path) -> Result<Option<File>, ClusterError> {
+    let cannot = || io(format!("cannot lock {}", path.display()));
+    let file = File::options().create(true).truncate(false).write(true).open(path).map_err(cannot())?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(cannot()(error)),
+    }
+}
+
+/// The directory of the socket: under the data directory, unless its path is too long for one.
+fn socket_dir(data_dir: &Path, runner: Option<&Runner>) -> Result<PathBuf, ClusterError> {
+    let near = data_dir.join("run");
+    let dir = if near.as_os_str().len() <= MAX_SOCKET_DIR {
+        near
+    } else {
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, data_dir.as_os_str().as_encoded_bytes());
+        let name: String = digest.as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        std::env::temp_dir().join(format!("tidemark-{name}"))
+    };
+    fs::create_dir_all(&dir).map_err(io(format!("cannot make {}", dir.display())))?;
+    hand_over(&dir, runner)?;
+    Ok(dir)
+}
+
+/// Gives a directory to whoever runs the server, and to nobody else.
+fn hand_over(dir: &Path, runner: Option<&Runner>) -> Result<(), ClusterError> {
+    let cannot = || io(format!("cannot hand over {}", dir.display()));
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(cannot())?;
+    if let Some(runner) = runner {
+        std::os::unix::fs::chown(dir, Some(runner.uid), Some(runner.gid)).map_err(cannot())?;
+    }
+    Ok(())
+}
+
+fn program(path: &Path, runner: Option<&Runner>) -> Command {
+    let mut command = std::process::Command::new(path);
+    // A server must not keep a directory alive that it cannot even enter.
+    command.current_dir("/").env("LC_ALL", "C");
+    if let Some(runner) = runner {
+        command.uid(runner.uid).gid(runner.gid);
+    }
+    command.into()
+}
+
+/// Who runs the server: nobody in particular, unless this program is root.
+fn runner() -> Result<Option<Runner>, ClusterError> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(None);
+    }
+    let users = fs::read_to_string("/etc/passwd").map_err(io("cannot read /etc/passwd"))?;
+    let find = |wanted: &str| {
+        users.lines().find_map(|line| {
+            let fields: Vec<&str> = line.split(':').collect();
+            let (name, uid, gid) = (*fields.first()?, fields.get(2)?.parse().ok()?, fields.get(3)?.parse().ok()?);
+            (name == wanted).then(|| Runner { name: name.to_owned(), uid, gid })
+        })
+    };
+    find("postgres").or_else(|| find("nobody")).map(Some).ok_or(ClusterError::NobodyToRunIt)
+}
+
+/// The directory of PostgreSQL's server programs, the newest if there are several.
+fn find_programs() -> Option<PathBuf> {
+    let complete = |dir: &PathBuf| dir.join("postgres").exists() && dir.join("initdb").exists();
+    let mut found: Vec<(u32, PathBuf)> = Vec::new();
+    for (root, suffix) in [("/usr/lib/postgresql", "bin"), ("/opt/homebrew/opt", "bin"), ("/usr/local/opt", "bin")] {
+        let entries = fs::read_dir(root).into_iter().flatten().flatten();
+        for entry in entries {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let version = name.strip_prefix("postgresql@").unwrap_or(&name).parse().unwrap_or(0);
+            if root.ends_with("opt") && !name.starts_with("postgresql") {
+                continue;
+            }
+            found.push((version, entry.path().join(suffix)));
+        }
+    }
+    found.sort();
+    let on_path = std::env::var_os("PATH")
+        .map(|path| std::env::split_paths(&path).collect::<Vec<_>>())
+        .unwrap_or_default();
+    found.into_iter().rev().map(|(_, dir)| dir).chain(on_path).find(complete)
+}

@@ -1,0 +1,97 @@
+//! Which database a subcommand works on: one from outside, or the private one under the data directory.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{ConnectOptions, PgPool};
+use tidemark_events::log::{self, Log};
+
+use crate::Failure;
+use crate::cluster::{self, Cluster};
+use crate::config::DataOptions;
+
+/// How long a database from outside may be away at the start before each try is logged again.
+const TRY_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// An open database.
+#[derive(Debug)]
+pub(crate) struct Database {
+    pub(crate) options: PgConnectOptions,
+    pub(crate) data_dir: PathBuf,
+    cluster: Option<Cluster>,
+}
+
+/// The data directory, made if need be.
+pub(crate) fn data_dir(given: Option<&Path>) -> Result<PathBuf, Failure> {
+    let made = |path: &Path| {
+        fs::create_dir_all(path).map_err(Failure::io(format!("cannot make {}", path.display())))?;
+        path.canonicalize().map_err(Failure::io(format!("cannot find {}", path.display())))
+    };
+    match given {
+        Some(path) => made(path),
+        None => {
+            // PostgreSQL refuses root, so as root its files belong to another user, who must be able to reach them.
+            let here = Path::new("data");
+            let current = std::env::current_dir().map_err(Failure::io("cannot find the current directory"))?;
+            if cluster::others_can_reach(&current) { made(here) } else { made(Path::new("/var/lib/tidemark")) }
+        }
+    }
+}
+
+impl Database {
+    /// Opens it: for `up` (`exclusive`), a private one must not be in use by another `up`.
+    pub(crate) async fn open(options: &DataOptions, exclusive: bool) -> Result<Self, Failure> {
+        let data_dir = data_dir(options.data_dir.as_deref())?;
+        match &options.database_url {
+            Some(url) => {
+                let options = log::connect_options(url).map_err(|error| {
+                    Failure::Configuration(format!("DATABASE_URL is no URL of a PostgreSQL: {error}"))
+                })?;
+                wait_for(&options).await;
+                Ok(Self { options, data_dir, cluster: None })
+            }
+            None => {
+                let cluster = Cluster::start(&data_dir, exclusive).await?;
+                let options = log::with_settings(cluster.options());
+                Ok(Self { options, data_dir, cluster: Some(cluster) })
+            }
+        }
+    }
+
+    /// A pool for the log.
+    pub(crate) fn pool(&self, connections: u32) -> PgPool {
+        PgPoolOptions::new()
+            .max_connections(connections)
+            .acquire_timeout(Duration::from_secs(5))
+            .test_before_acquire(false)
+            .connect_lazy_with(self.options.clone().application_name("tidemark log"))
+    }
+
+    /// Brings both schemas up to date and opens the log.
+    pub(crate) async fn log(&self, connections: u32) -> Result<Log, Failure> {
+        let pool = self.pool(connections);
+        Log::migrate(&pool).await?;
+        tidemark_views::migrate(&pool).await?;
+        let log = Log::new(pool);
+        log.committed(log.head().await?);
+        Ok(log)
+    }
+
+    /// Stops the private one, if this process started it.
+    pub(crate) async fn close(self) -> Result<(), Failure> {
+        match self.cluster {
+            Some(cluster) => Ok(cluster.stop().await?),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A database from outside may come up later than this process.
+async fn wait_for(options: &PgConnectOptions) {
+    while let Err(error) = options.connect().await {
+        tracing::warn!(%error, "the database of DATABASE_URL does not answer, trying again");
+        tokio::time::sleep(TRY_AGAIN_AFTER).await;
+    }
+}
