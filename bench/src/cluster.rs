@@ -49,8 +49,11 @@ impl Cluster {
         let found = Running::of(data_dir)
             .ok_or_else(|| BenchError::Wrong(format!("no PostgreSQL runs under {}", data_dir.display())))?;
         let Running { port, socket, owner, .. } = found;
-        let url = format!("postgresql://tidemark@/tidemark?host={}&port={port}", socket.display());
-        Ok(Self { url, owner: Some(owner) })
+        let url = format!("postgresql://tidemark@localhost/tidemark?host={}&port={port}", socket.display());
+        // The directory is the shop's, which runs as this program does.
+        let shop =
+            fs::metadata(data_dir).map_err(BenchError::io(format!("looking at {}", data_dir.display())))?;
+        Ok(Self { url, owner: (owner.0 != shop.uid()).then_some(owner) })
     }
 
     /// The process id of the private server under a data directory, if one runs.

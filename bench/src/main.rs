@@ -6,7 +6,7 @@
 //! | [`shop`], [`seed`], [`catalog`] | the shop as a process, and what it is filled with |
 //! | [`wrk`], [`load`], [`client`] | load: closed loop by wrk, open loop by this program |
 //! | [`bare`], [`cluster`] | the limits: a bare handler, pgbench |
-//! | [`books`] | whether what was fast was also right |
+//! | [`books`], [`metrics`] | whether what was fast was also right, and what the shop says itself |
 //! | [`report`], [`stats`] | the table |
 
 mod bare;
@@ -17,6 +17,7 @@ mod cluster;
 mod error;
 mod figures;
 mod load;
+mod metrics;
 mod position;
 mod process;
 mod random;

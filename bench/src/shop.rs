@@ -14,6 +14,7 @@ use uuid::Uuid;
 use crate::client::{Call, Connection};
 use crate::cluster::Cluster;
 use crate::error::BenchError;
+use crate::metrics::Histograms;
 use crate::process::{self, signal};
 
 /// How long a shop may take to be ready: the first start makes a PostgreSQL cluster.
@@ -163,10 +164,10 @@ impl Shop {
         )))
     }
 
-    /// The largest value of a gauge of its metrics over all labels, `None` if it tells none.
-    pub(crate) async fn gauge(&self, name: &str) -> Result<Option<f64>, BenchError> {
+    /// The histograms of one of its metrics, by the label `name`.
+    pub(crate) async fn histograms(&self, metric: &str) -> Result<Histograms, BenchError> {
         let answer = Connection::open(self.address).await?.send(&Call::get("/metrics")).await?;
-        Ok(largest(&String::from_utf8_lossy(&answer.body), name))
+        Ok(Histograms::read(&String::from_utf8_lossy(&answer.body), metric))
     }
 }
 
@@ -182,16 +183,6 @@ fn tidemark<'a>(
         command.env("DATABASE_URL", url);
     }
     command
-}
-
-/// The largest sample of a metric in Prometheus' text format.
-fn largest(metrics: &str, name: &str) -> Option<f64> {
-    let samples = metrics.lines().filter_map(|line| {
-        let rest = line.strip_prefix(name)?;
-        rest.starts_with(['{', ' ']).then_some(())?;
-        rest.rsplit(' ').next()?.parse::<f64>().ok()
-    });
-    samples.reduce(f64::max)
 }
 
 impl Drop for Shop {
@@ -227,18 +218,4 @@ fn wait_until(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
         std::thread::sleep(Duration::from_millis(50));
     }
     done()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_largest_sample_of_a_metric_is_found() {
-        let metrics =
-            "# TYPE lag gauge\nlag{name=\"orders\"} 0.25\nlag{name=\"stock\"} 1.5\nlag_events 900\n";
-        assert_eq!(largest(metrics, "lag"), Some(1.5));
-        assert_eq!(largest(metrics, "lag_events"), Some(900.0));
-        assert_eq!(largest(metrics, "la"), None);
-    }
 }

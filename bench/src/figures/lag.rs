@@ -16,6 +16,9 @@ use crate::wrk::CONNECTIONS;
 /// Orders a second that are read back at once.
 const PROBES: f64 = 100.0;
 
+/// What the shop says itself: from the recording of a batch's oldest event until the batch is in the view.
+const METRIC: &str = "tidemark_projection_lag_seconds";
+
 /// Connections of the probes.
 const PROBE_CONNECTIONS: usize = 16;
 
@@ -42,18 +45,25 @@ pub(super) async fn lag(stage: &Stage<'_>, peak: Option<f64>) -> Result<Vec<Row>
         let read_back = async |connection: &mut Connection, number: usize| {
             read_back(stage, connection, (round + 1_000) * total + number).await
         };
-        let (placed, lags, worst) = tokio::try_join!(
+        let before = stage.shop.histograms(METRIC).await?;
+        let (placed, lags) = tokio::try_join!(
             load::open(stage.shop.address, CONNECTIONS, rate, total, place),
             load::open(stage.shop.address, PROBE_CONNECTIONS, PROBES, probes, read_back),
-            worst_lag(stage),
         )?;
         let placed = Latencies::new(placed.into_iter().map(|(latency, ())| latency).collect());
         let lags = Latencies::new(lags.into_iter().map(|(_, lag)| lag).collect());
         order_p99s.push(placed.percentile(99.0));
         lag_p99s.push(lags.percentile(99.0));
         order_notes.push(placed.describe());
-        let worst = worst.map_or_else(|| "not told".to_owned(), |seconds| format!("{:.0} ms", seconds * 1e3));
-        lag_notes.push(format!("{}; tidemark_projection_lag_seconds at most {worst}", lags.describe()));
+        let told: Vec<String> = stage
+            .shop
+            .histograms(METRIC)
+            .await?
+            .quantile_since(&before, 0.99)
+            .into_iter()
+            .map(|(name, bound)| format!("{name} ≤ {:.0} ms", bound * 1e3))
+            .collect();
+        lag_notes.push(format!("{}; {METRIC}, p99: {}", lags.describe(), told.join(", ")));
     }
     let what =
         format!("POST /v1/orders at {:.0}/s, half of the peak, p99 from the intended time", peak / 2.0);
@@ -84,16 +94,4 @@ async fn read_back(
     } else {
         Err(BenchError::Wrong(format!("{order:?} is shown as {shown:?}")))
     }
-}
-
-/// The largest lag that the shop's metrics tell during the run, in seconds.
-async fn worst_lag(stage: &Stage<'_>) -> Result<Option<f64>, BenchError> {
-    let mut worst = None;
-    for _ in 0..stage.settings.seconds {
-        tokio::time::sleep(std::time::Duration::from_millis(900)).await;
-        if let Some(lag) = stage.shop.gauge("tidemark_projection_lag_seconds").await? {
-            worst = Some(f64::max(lag, worst.unwrap_or(0.0)));
-        }
-    }
-    Ok(worst)
 }
