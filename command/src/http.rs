@@ -3,7 +3,7 @@
 use aws_lc_rs::digest;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use chrono::Utc;
+use chrono::{DateTime, SubsecRound, Utc};
 use serde::Serialize;
 use tidemark_events::{Metadata, Money};
 use tidemark_http::{Access, Actor, Flow, IdempotencyKey, IfMatch, Problem, problem};
@@ -126,7 +126,7 @@ impl Call<'_> {
             commands,
             key,
             if_match: self.if_match.0,
-            now: Utc::now(),
+            now: now(),
             metadata: Metadata {
                 correlation_id: self.flow.correlation_id,
                 causation_id: None,
@@ -139,6 +139,11 @@ impl Call<'_> {
         };
         writer.submit(request).await.map(respond).map_err(|error| problem_of(&error))
     }
+}
+
+/// The time of a decision, to the microsecond, as the log keeps it.
+fn now() -> DateTime<Utc> {
+    Utc::now().trunc_subsecs(6)
 }
 
 /// The first 128 bits of SHA-256 over the parts, each with its length before it.

@@ -63,11 +63,13 @@ impl Aggregate {
     }
 }
 
-/// A stream's state and version.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A stream's state and version. The default is a stream that does not exist.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Entry {
     /// The version of the last event folded in; 0: the stream does not exist.
     pub version: i64,
+    /// The position of that event.
+    pub position: i64,
     /// The state, `None` when the stream holds an event that this code cannot read.
     pub state: Option<Aggregate>,
 }

@@ -58,7 +58,7 @@ pub struct World {
     entries: HashMap<Uuid, Entry>,
 }
 
-static EMPTY: Entry = Entry { version: 0, state: None };
+static EMPTY: Entry = Entry { version: 0, position: 0, state: None };
 
 impl States for World {
     fn entry(&self, stream_id: Uuid) -> Option<&Entry> {

@@ -61,13 +61,16 @@ END $$;
 CREATE TRIGGER events_are_facts BEFORE UPDATE OR DELETE OR TRUNCATE ON log.events
     FOR EACH STATEMENT EXECUTE FUNCTION log.refuse_change();
 
--- One row a stream: its version, and where in the log its events lie, so that a read touches those partitions alone.
+-- One row for each partition in which a stream has events, written with the first of them there: a read of a stream
+-- touches those partitions alone. Never updated, so a hot stream costs nothing here.
 CREATE TABLE log.streams (
-    stream_id      uuid   PRIMARY KEY,
-    version        bigint NOT NULL CHECK (version >= 1),
-    first_position bigint NOT NULL,
-    last_position  bigint NOT NULL
-) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.5);
+    stream_id    uuid   NOT NULL,
+    -- The partition's first position.
+    partition    bigint NOT NULL,
+    -- The version of the stream's first event in it.
+    from_version bigint NOT NULL CHECK (from_version >= 1),
+    PRIMARY KEY (stream_id, partition)
+) WITH (autovacuum_vacuum_insert_scale_factor = 0.5);
 
 -- The answers of commands that came with an Idempotency-Key, written with their events.
 CREATE TABLE log.answers (

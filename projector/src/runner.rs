@@ -7,6 +7,7 @@ use sqlx::postgres::PgConnectOptions;
 use tidemark_events::log::{Filter, Log};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::ProjectorError;
@@ -89,9 +90,19 @@ async fn follow(
     }
     let filter = filter_of(target.projection);
     let mut wake = log.wake();
+    let mut next = Instant::now();
     loop {
         let head = *wake.borrow_and_update();
         if head.position > position {
+            let behind = usize::try_from(head.position - position).unwrap_or(usize::MAX);
+            if behind < config.batch_events && Instant::now() < next {
+                tokio::select! {
+                    () = stop.cancelled() => break,
+                    () = tokio::time::sleep_until(next) => {}
+                }
+                continue;
+            }
+            next = Instant::now() + config.pace;
             let page = tokio::select! {
                 () = stop.cancelled() => break,
                 page = log.read(position, head.position, &filter, config.batch_events) => page?,

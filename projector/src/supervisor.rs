@@ -31,11 +31,14 @@ pub struct ProjectorConfig {
     pub workers: i16,
     /// The most events of one batch.
     pub batch_events: usize,
+    /// The least time from one batch to the next: under load, fewer and larger batches cost much less. A batch that
+    /// comes after a pause does not wait.
+    pub pace: Duration,
 }
 
 impl Default for ProjectorConfig {
     fn default() -> Self {
-        Self { workers: 1, batch_events: 5_000 }
+        Self { workers: 1, batch_events: 5_000, pace: Duration::from_millis(20) }
     }
 }
 

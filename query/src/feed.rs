@@ -16,6 +16,9 @@ use crate::QueryState;
 /// How often the feed is asked without a notification.
 const POLL: Duration = Duration::from_millis(500);
 
+/// The least time from one read of the feed to the next.
+const PACE: Duration = Duration::from_millis(2);
+
 /// After this without an answer from the feed, nothing in memory is trusted.
 const TRUSTED_FOR: Duration = Duration::from_secs(2);
 
@@ -124,10 +127,12 @@ async fn listen(state: &QueryState, pool: &sqlx::PgPool, at: &mut Option<i64>) -
         };
         if caught_up {
             state.0.standing.verify(asked_at);
-            if let Ok(received) = tokio::time::timeout(POLL, listener.try_recv()).await {
-                received?;
-                // One read answers all notifications that have come meanwhile.
+            tokio::time::sleep(PACE).await;
+            // One read answers all notifications that have come meanwhile.
+            if listener.next_buffered().is_some() {
                 while listener.next_buffered().is_some() {}
+            } else if let Ok(received) = tokio::time::timeout(POLL, listener.try_recv()).await {
+                received?;
             }
         }
     }
@@ -200,5 +205,5 @@ async fn advance(
         moved
     });
     *at = Some(last);
-    Ok(false)
+    Ok(changes.len() < feed::AT_ONCE)
 }

@@ -12,6 +12,7 @@ mod replay;
 mod token;
 mod up;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -93,6 +94,6 @@ fn log_to_stderr() {
     if std::env::var("TIDEMARK_LOG_FORMAT").is_ok_and(|format| format == "json") {
         builder.json().init();
     } else {
-        builder.with_target(false).init();
+        builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).init();
     }
 }

@@ -13,7 +13,7 @@ pub const CHANNEL: &str = "tidemark_views";
 pub const KEPT: i64 = 20_000;
 
 /// The most changes that are read at once.
-const AT_ONCE: i64 = 500;
+pub const AT_ONCE: usize = 500;
 
 /// What kind of change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +61,7 @@ pub async fn after(connection: &mut PgConnection, number: i64) -> Result<Vec<Cha
          ORDER BY number LIMIT $2",
     )
     .bind(number)
-    .bind(AT_ONCE)
+    .bind(i64::try_from(AT_ONCE).unwrap_or(i64::MAX))
     .fetch_all(connection)
     .await?;
     let change = |row: &sqlx::postgres::PgRow| {

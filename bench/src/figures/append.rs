@@ -3,21 +3,25 @@
 //! As 64 connections that place orders would have it: a group commit gathers 64 batches, each an order of two lines,
 //! that is an event in a new stream and one in the streams of two stocks.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use sqlx::postgres::PgPoolOptions;
-use tidemark_events::log::{Log, NewEvent, Outcome, WriterConnection};
+use tidemark_events::log::partitions::{self, Partitions};
+use tidemark_events::log::{Batch, Head, Log, NewEvent, PARTITION_SIZE, Swift, WriterConnection};
 use tidemark_events::order::{OrderLine, OrderPlaced};
 use tidemark_events::stock::StockReserved;
-use tidemark_events::{Currency, Fact, Metadata, Money, stream};
+use tidemark_events::{Currency, Fact, Metadata, Money, Position, stream};
 use uuid::Uuid;
 
-use super::orders::{TABLE, VALUES, pgbench};
-use super::{BASELINE_DATABASE, Stage};
+use super::orders::{INSERT, TABLE, VALUES, pgbench};
+use super::{BASELINE_DATABASE, Settings};
+use crate::cluster::Cluster;
 use crate::error::BenchError;
 use crate::random::Random;
 use crate::report::{Bound, Row};
+use crate::scratch::Scratch;
 
 /// Rows of one of pgbench's statements.
 const ROWS: usize = 200;
@@ -38,26 +42,25 @@ const OTHER_GROUPS: [usize; 4] = [1, 8, 256, 512];
 const PRODUCTS: usize = 2_000;
 
 /// The figure of appending.
-pub(super) async fn append(stage: &Stage<'_>) -> Result<Vec<Row>, BenchError> {
+pub(super) async fn append(
+    settings: &Settings,
+    scratch: &Scratch,
+    cluster: &Cluster,
+) -> Result<Vec<Row>, BenchError> {
     eprintln!("append");
-    let cluster = stage.cluster;
     cluster.create(BASELINE_DATABASE).await?;
     cluster.execute(&cluster.database(BASELINE_DATABASE), TABLE).await?;
-    let script = stage.scratch.file(
-        "rows.sql",
-        &format!(
-            "INSERT INTO facts (stream_id, event_type, payload) SELECT {VALUES} FROM generate_series(1, {ROWS})\n"
-        ),
-    )?;
-    let (clients, tried) = best_clients(stage, &script).await?;
+    let script =
+        scratch.file("rows.sql", &format!("{INSERT} SELECT {VALUES} FROM generate_series(1, {ROWS})\n"))?;
+    let (clients, tried) = best_clients(cluster, &script, settings.seconds.div_ceil(3)).await?;
 
-    let mut appender = Appender::open(stage).await?;
-    let brief = Duration::from_secs(stage.settings.seconds.div_ceil(3));
+    let mut appender = Appender::open(cluster).await?;
+    let brief = Duration::from_secs(settings.seconds.div_ceil(3));
     appender.run(GROUP, brief).await?;
     let (mut appended, mut inserted) = (Vec::new(), Vec::new());
-    for _ in 0..stage.settings.rounds {
-        inserted.push(pgbench(stage, &script, clients, stage.settings.seconds).await? * ROWS as f64);
-        appended.push(appender.run(GROUP, Duration::from_secs(stage.settings.seconds)).await?);
+    for _ in 0..settings.rounds {
+        inserted.push(pgbench(cluster, &script, clients, settings.seconds).await? * ROWS as f64);
+        appended.push(appender.run(GROUP, Duration::from_secs(settings.seconds)).await?);
     }
     let mut others = Vec::new();
     for group in OTHER_GROUPS {
@@ -80,10 +83,10 @@ pub(super) async fn append(stage: &Stage<'_>) -> Result<Vec<Row>, BenchError> {
 }
 
 /// The number of clients with the most rows a second, and what each reached.
-async fn best_clients(stage: &Stage<'_>, script: &std::path::Path) -> Result<(usize, String), BenchError> {
+async fn best_clients(cluster: &Cluster, script: &Path, seconds: u64) -> Result<(usize, String), BenchError> {
     let (mut best, mut tried) = ((1, 0.0), Vec::new());
     for clients in CLIENTS {
-        let rows = pgbench(stage, script, clients, stage.settings.seconds.div_ceil(3)).await? * ROWS as f64;
+        let rows = pgbench(cluster, script, clients, seconds).await? * ROWS as f64;
         tried.push(format!("{clients}: {rows:.0}"));
         if rows > best.1 {
             best = (clients, rows);
@@ -92,44 +95,59 @@ async fn best_clients(stage: &Stage<'_>, script: &std::path::Path) -> Result<(us
     Ok((best.0, tried.join(", ")))
 }
 
-/// A writer of orders that nobody asked for, into a log of its own.
+/// A writer of orders that nobody asked for, into a log of its own. It appends as the shop's writer does when no
+/// other writer is there.
 struct Appender {
     log: Log,
     connection: WriterConnection,
+    partitions: Partitions,
     random: Random,
-    /// Each product with the version of its stock's stream.
-    stocks: Vec<(Uuid, i64)>,
-    events: i64,
+    stocks: Vec<Stock>,
+    head: Head,
+}
+
+/// The stream of a product's stock.
+struct Stock {
+    product_id: Uuid,
+    stream_id: Uuid,
+    version: i64,
+    /// Of its last event.
+    position: Position,
 }
 
 impl Appender {
-    async fn open(stage: &Stage<'_>) -> Result<Self, BenchError> {
-        let options = stage.cluster.log_options(BASELINE_DATABASE)?;
+    async fn open(cluster: &Cluster) -> Result<Self, BenchError> {
+        let options = cluster.log_options(BASELINE_DATABASE)?;
         let pool = PgPoolOptions::new().max_connections(2).connect_with(options.clone()).await?;
         Log::migrate(&pool).await?;
-        Ok(Self {
-            log: Log::new(pool),
-            connection: WriterConnection::open(&options).await?,
-            random: Random::new(5),
-            stocks: (0..PRODUCTS).map(|_| (Uuid::now_v7(), 0)).collect(),
-            events: 0,
-        })
+        let log = Log::new(pool);
+        let mut connection = WriterConnection::open(&options).await?;
+        // The first lock of a connection compares the log's history with the database's.
+        let locked = connection.lock().await?;
+        let head = locked.head();
+        locked.release().await?;
+        let stock = |product_id| Stock {
+            product_id,
+            stream_id: stream::stock_of(product_id),
+            version: 0,
+            position: 0,
+        };
+        let stocks = (0..PRODUCTS).map(|_| stock(Uuid::now_v7())).collect();
+        Ok(Self { log, connection, partitions: Partitions::default(), random: Random::new(5), stocks, head })
     }
 
     /// Appends for so long; events a second.
     async fn run(&mut self, group: usize, length: Duration) -> Result<f64, BenchError> {
-        tidemark_events::log::partitions::ensure(self.log.pool(), tidemark_events::log::PARTITION_SIZE)
-            .await?;
-        let (begin, before) = (Instant::now(), self.events);
+        self.partitions = partitions::ensure(self.log.pool(), PARTITION_SIZE).await?;
+        let (begin, before) = (Instant::now(), self.head.position);
         while begin.elapsed() < length {
             self.commit(group).await?;
         }
-        Ok((self.events - before) as f64 / begin.elapsed().as_secs_f64())
+        Ok((self.head.position - before) as f64 / begin.elapsed().as_secs_f64())
     }
 
     async fn commit(&mut self, group: usize) -> Result<(), BenchError> {
-        let mut locked = self.connection.lock().await?;
-        let mut batch = locked.batch();
+        let mut batch = Batch::at(self.head);
         for _ in 0..group {
             let order_id = Uuid::now_v7();
             let metadata = Metadata {
@@ -140,55 +158,60 @@ impl Appender {
             };
             let first = self.random.below(PRODUCTS);
             let second = (first + 1 + self.random.below(PRODUCTS - 1)) % PRODUCTS;
-            let mut push = |stream_id, version, fact: &Fact, partition_key| {
-                let event_id = Uuid::now_v7();
-                batch.push(&NewEvent {
-                    stream_id,
-                    version,
-                    event_id,
-                    fact,
-                    metadata: &metadata,
-                    partition_key,
-                })
-            };
-            push(order_id, 1, &placed(order_id, [self.stocks[first].0, self.stocks[second].0])?, order_id)?;
+            let products = [first, second].map(|stock| self.stocks[stock].product_id);
+            batch.push(&NewEvent {
+                stream_id: order_id,
+                version: 1,
+                event_id: Uuid::now_v7(),
+                fact: &placed(order_id, products)?,
+                metadata: &metadata,
+                partition_key: order_id,
+                begins: true,
+            })?;
             for stock in [first, second] {
-                let (product_id, version) = &mut self.stocks[stock];
-                *version += 1;
-                let reserved = StockReserved { product_id: *product_id, order_id, quantity: 1 };
-                push(stream::stock_of(*product_id), *version, &reserved.into(), *product_id)?;
+                let stock = &mut self.stocks[stock];
+                let begins = self.partitions.differ(stock.position, batch.position() + 1);
+                stock.version += 1;
+                stock.position = batch.push(&NewEvent {
+                    stream_id: stock.stream_id,
+                    version: stock.version,
+                    event_id: Uuid::now_v7(),
+                    fact: &StockReserved { product_id: stock.product_id, order_id, quantity: 1 }.into(),
+                    metadata: &metadata,
+                    partition_key: stock.product_id,
+                    begins,
+                })?;
             }
         }
-        self.events = batch.position();
-        locked.append(batch).await?;
-        match locked.commit().await {
-            Outcome::Committed(_) => Ok(()),
-            Outcome::Refused(error) | Outcome::Unknown(error) => Err(error.into()),
+        match self.connection.append_at(&batch).await {
+            Swift::Committed(head) => {
+                self.head = head;
+                Ok(())
+            }
+            Swift::Moved => Err(BenchError::Wrong("somebody else appends to the benchmark's log".to_owned())),
+            Swift::Refused(error) | Swift::Unknown(error) => Err(error.into()),
         }
     }
 
     /// Whether the log holds what was written; the number of its events.
     async fn close(self) -> Result<i64, BenchError> {
-        let head = self.log.head().await?;
-        let pool = self.log.pool().clone();
-        let row: (i64, i64, i64) =
-            sqlx::query_as("SELECT count(*), min(position), max(position) FROM log.events")
-                .fetch_one(&pool)
-                .await?;
-        let stocks: (Option<i64>,) =
-            sqlx::query_as("SELECT sum(version)::bigint FROM log.streams WHERE stream_id = ANY($1)")
-                .bind(self.stocks.iter().map(|(product, _)| stream::stock_of(*product)).collect::<Vec<_>>())
-                .fetch_one(&pool)
-                .await?;
-        pool.close().await;
-        let written: i64 = self.stocks.iter().map(|(_, version)| version).sum();
-        if row == (self.events, 1, self.events) && head.position == self.events && stocks.0 == Some(written) {
-            Ok(self.events)
+        let Self { log, stocks, head, .. } = self;
+        let found: (i64, i64, i64, i64, i64) = sqlx::query_as(
+            "SELECT count(*), min(position), max(position), count(*) FILTER (WHERE category = 'stock'), \
+             (SELECT sum(last)::bigint FROM (SELECT max(version) AS last FROM log.events \
+               WHERE category = 'stock' GROUP BY stream_id) AS stocks) FROM log.events",
+        )
+        .fetch_one(log.pool())
+        .await?;
+        let told = log.head().await?;
+        log.pool().close().await;
+        let (events, reserved) = (head.position, stocks.iter().map(|stock| stock.version).sum());
+        if found == (events, 1, events, reserved, reserved) && told == head {
+            Ok(events)
         } else {
             Err(BenchError::Wrong(format!(
-                "{} events were written, {written} of them to stocks; the log has {row:?}, its head is {}, its \
-                 stocks stand at {stocks:?}",
-                self.events, head.position
+                "{events} events were written, {reserved} of them to stocks; the log's head is {told:?}, and it has \
+                 (events, first, last, of stocks, sum of the stocks' versions) {found:?}"
             )))
         }
     }

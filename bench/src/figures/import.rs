@@ -86,8 +86,15 @@ pub(super) async fn import(shop: &Shop, staff: &str, data: &Path) -> Result<Vec<
                 megabytes(most.0),
                 megabytes(most.1)
             ));
-    row.notes.extend(said.lines().filter(|line| line.starts_with('|')).map(str::to_owned));
+    row.notes.push(said.lines().filter_map(table_row).collect::<Vec<_>>().join("; "));
     Ok(vec![row])
+}
+
+/// A row of the report's tables on one line: `| orders | 4,945 | 0 |` is `orders 4,945 / 0`.
+fn table_row(line: &str) -> Option<String> {
+    let mut cells = line.strip_prefix("| ")?.trim_end().trim_end_matches('|').split('|').map(str::trim);
+    let name = cells.next()?;
+    Some(format!("{name} {}", cells.collect::<Vec<_>>().join(" / ")).trim().to_owned())
 }
 
 /// What the import says at its end: `1,469,307 lines of baskets in 61.2 s, views caught up: …`.
@@ -131,5 +138,7 @@ mod tests {
         let said = "| lines | 1,460,000 | 0 |\n1,469,307 lines of baskets in 61.2 s, views caught up: 24,008 lines/s\n";
         assert_eq!(Report::read(said), Some(Report { lines: 1_469_307, seconds: 61.2 }));
         assert_eq!(Report::read("error"), None);
+        assert_eq!(table_row("| orders | 4,945  | 0  |").as_deref(), Some("orders 4,945 / 0"));
+        assert_eq!(table_row("|--------+--------+----|"), None);
     }
 }

@@ -52,6 +52,9 @@ pub(crate) enum Figure {
     Replay,
 }
 
+/// What needs a log of many events: the imported one if there is the data set, else what the others left.
+const WHOLE_LOG: [Figure; 3] = [Figure::Memory, Figure::Rebuild, Figure::Replay];
+
 /// What a run was asked for.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
@@ -91,38 +94,41 @@ struct Stage<'a> {
 
 /// Everything that was asked for. A figure that fails is told as failed and the others go on.
 pub(crate) async fn all(settings: &Settings) -> Result<Report, BenchError> {
+    if settings.data.is_none() && settings.only.contains(&Figure::Import) {
+        return Err(BenchError::Wrong("the import needs --data DIR, the folder of the data set".to_owned()));
+    }
     let scratch = Scratch::new()?;
     let program = shop::program(settings.program.clone()).await?;
     let mut report = Report { at: chrono::Utc::now(), ..Report::default() };
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     report.conditions.push(format!(
-        "{} rounds of {} s on {cores} cores, shared by client, service and database{}",
+        "Rounds: {}, of {} s, on {cores} cores that client, service and database share{}",
         settings.rounds,
         settings.seconds,
         if cfg!(debug_assertions) { "; A DEBUG BUILD, its figures say nothing" } else { "" }
     ));
 
-    // With the data set, the whole log and its views are measured on the imported shop, else on the filled one.
     let imports = settings.data.is_some();
-    let whole_log = [Figure::Memory, Figure::Rebuild, Figure::Replay];
     let filled = [Figure::Reads, Figure::Search, Figure::Orders, Figure::Lag, Figure::Append];
-    if settings.wants_any(&filled) || (!imports && settings.wants_any(&whole_log)) {
+    if settings.wants_any(&filled) || (!imports && settings.wants_any(&WHOLE_LOG)) {
         let folder = scratch.folder("filled")?;
         let shop = Shop::start(&program, &folder, database(settings).await?).await?;
+        report.conditions.push(shop.cluster()?.durability().await?);
         on_filled_shop(settings, &scratch, &shop, imports, &mut report).await?;
         tell_if_broken(&report, &shop);
     }
     if let (Some(data), true) =
-        (&settings.data, settings.wants(Figure::Import) || settings.wants_any(&whole_log))
+        (&settings.data, settings.wants(Figure::Import) || settings.wants_any(&WHOLE_LOG))
     {
         let folder = scratch.folder("imported")?;
         let shop = Shop::start(&program, &folder, database(settings).await?).await?;
+        if report.conditions.len() == 1 {
+            report.conditions.push(shop.cluster()?.durability().await?);
+        }
         let staff = shop.token("staff", Uuid::now_v7()).await?;
         report.add("import", import::import(&shop, &staff, data).await);
         on_whole_log(settings, &shop, &staff, "after the import", &mut report).await;
         tell_if_broken(&report, &shop);
-    } else if settings.only.contains(&Figure::Import) {
-        return Err(BenchError::Wrong("the import needs --data DIR, the folder of the data set".to_owned()));
     }
     Ok(report)
 }
@@ -135,7 +141,13 @@ async fn on_filled_shop(
     report: &mut Report,
 ) -> Result<(), BenchError> {
     let cluster = shop.cluster()?;
-    report.conditions.push(cluster.durability().await?);
+    if settings.wants(Figure::Append) {
+        report.add("append", append::append(settings, scratch, &cluster).await);
+    }
+    let on_products = [Figure::Reads, Figure::Search, Figure::Orders, Figure::Lag];
+    if !settings.wants_any(&on_products) && (imports || !settings.wants_any(&WHOLE_LOG)) {
+        return Ok(());
+    }
     let seeded = seed::seed(shop, settings.data.as_deref()).await?;
     let wrk = Wrk::new(scratch.path())?;
     let stage = Stage { settings, scratch, shop, seeded: &seeded, cluster: &cluster, wrk };
@@ -147,22 +159,15 @@ async fn on_filled_shop(
     }
     let mut peak = None;
     if settings.wants(Figure::Orders) {
-        report.add(
-            "orders",
-            orders::orders(&stage).await.map(|(rows, rate)| {
-                peak = Some(rate);
-                rows
-            }),
-        );
+        let orders = orders::orders(&stage).await;
+        peak = orders.as_ref().ok().map(|(_, peak)| *peak);
+        report.add("orders", orders.map(|(rows, _)| rows));
     }
     if settings.wants(Figure::Lag) {
         report.add("lag", lag::lag(&stage, peak).await);
     }
-    if settings.wants(Figure::Append) {
-        report.add("append", append::append(&stage).await);
-    }
     if !imports {
-        on_whole_log(settings, shop, &seeded.staff, "after the orders", report).await;
+        on_whole_log(settings, shop, &seeded.staff, "without an import", report).await;
     }
     Ok(())
 }

@@ -1,16 +1,19 @@
 //! One commit after the other.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgConnectOptions;
 use tidemark_events::log::append::Mark;
+use tidemark_events::log::partitions::Partitions;
 use tidemark_events::log::{
     Batch, Head, Locked, Log, LogError, MAX_EVENTS_PER_DECISION, NewAnswer, NewEvent, Outcome, Snapshot,
-    StoredAnswer, WriterConnection, partitions,
+    StoredAnswer, Swift, WriterConnection, partitions,
 };
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -30,6 +33,14 @@ const ATTEMPTS: usize = 4;
 /// (an order leads to its stocks), which takes two.
 const LOAD_ROUNDS: usize = 50;
 
+/// For so many commits the lock is taken first after somebody else was seen to append: two round trips more, but no
+/// decision in vain.
+const CONTENDED: u32 = 64;
+
+/// From how many commands on a commit waits for more, and how long at most; never longer than half a commit takes.
+const GATHER_FROM: usize = 4;
+const GATHER_AT_MOST: Duration = Duration::from_millis(2);
+
 /// Snapshots that may wait to be stored; beyond that they are left out.
 const SNAPSHOT_QUEUE: usize = 1_024;
 
@@ -48,6 +59,8 @@ enum Trouble {
     Refused(LogError),
     /// The writer's states are not the log's any more; nothing was written.
     Stale,
+    /// Something had to be prepared; nothing was written.
+    Again,
     /// The connection ended during the commit.
     Unknown { mark: Option<Mark>, error: LogError, head: Head, replies: Vec<Option<Reply>> },
 }
@@ -62,9 +75,44 @@ struct Loop {
     head: Head,
     /// Streams whose states hold events that are not committed yet.
     touched: Vec<Uuid>,
-    /// The last position that has a partition, as far as known.
-    partitioned_to: i64,
+    /// The log's partitions, as far as known: nothing is written beyond them.
+    partitions: Partitions,
+    /// Where what need not be waited for is done.
+    shared: Handle,
+    /// Makes the next ones.
+    preparing: Option<JoinHandle<Result<Partitions, LogError>>>,
     snapshots: mpsc::Sender<Snapshot>,
+    /// Keys that were used lately through this writer.
+    keys: RecentKeys,
+    /// For so many commits more the lock is taken first: somebody else appends, too.
+    contended: u32,
+}
+
+/// The keys of the last requests: one that comes again is looked up before anything is decided. One that was used
+/// through another writer, or longer ago, is noticed by the append, which then writes nothing.
+#[derive(Default)]
+struct RecentKeys {
+    set: HashSet<Uuid>,
+    order: VecDeque<Uuid>,
+}
+
+impl RecentKeys {
+    const MOST: usize = 100_000;
+
+    fn contains(&self, key: Uuid) -> bool {
+        self.set.contains(&key)
+    }
+
+    fn remember(&mut self, key: Uuid) {
+        if self.set.insert(key) {
+            self.order.push_back(key);
+        }
+        if self.order.len() > Self::MOST
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.set.remove(&oldest);
+        }
+    }
 }
 
 /// Runs until `stop` is cancelled and the queue is empty.
@@ -74,10 +122,11 @@ pub(super) async fn run(
     config: Arc<WriterConfig>,
     mut jobs: mpsc::Receiver<Job>,
     stop: CancellationToken,
+    shared: Handle,
 ) {
     let (snapshots, to_store) = mpsc::channel(SNAPSHOT_QUEUE);
-    let keeper = tokio::spawn(store_snapshots(log.clone(), to_store));
-    let forgetter = tokio::spawn(forget_answers(log.clone(), stop.clone()));
+    let keeper = shared.spawn(store_snapshots(log.clone(), to_store));
+    let forgetter = shared.spawn(forget_answers(log.clone(), stop.clone()));
     let mut writer = Loop {
         states: StateCache::new(config.state_bytes),
         log,
@@ -85,11 +134,16 @@ pub(super) async fn run(
         connection: None,
         head: Head { epoch: 0, position: 0 },
         touched: Vec::new(),
-        partitioned_to: 0,
+        partitions: Partitions::default(),
+        preparing: None,
+        shared,
+        keys: RecentKeys::default(),
+        contended: 0,
         snapshots,
         config,
     };
     let mut waiting = Vec::new();
+    let (mut expected, mut wait) = (0, Duration::ZERO);
     loop {
         if waiting.is_empty() {
             let most = writer.config.batch_commands;
@@ -110,7 +164,12 @@ pub(super) async fn run(
         {
             jobs.recv_many(&mut waiting, space).await;
         }
+        gather(&mut jobs, &mut waiting, expected, wait).await;
+        let (begun, answered) = (Instant::now(), waiting.len());
         waiting = writer.process(std::mem::take(&mut waiting)).await;
+        // Whoever was answered now and whoever waits now may all be there for the next commit.
+        expected = (answered + jobs.len()).min(writer.config.batch_commands);
+        wait = (begun.elapsed() / 2).min(GATHER_AT_MOST);
     }
     drop(writer);
     for task in [keeper, forgetter] {
@@ -120,9 +179,28 @@ pub(super) async fn run(
     }
 }
 
+/// Waits a little for those who were there a moment ago. Clients that ask again as soon as they are answered would
+/// otherwise fall into two halves, each waiting for the other's commit, and every commit would carry half of what it
+/// could.
+async fn gather(jobs: &mut mpsc::Receiver<Job>, waiting: &mut Vec<Job>, expected: usize, wait: Duration) {
+    if expected <= GATHER_FROM {
+        return;
+    }
+    let until = tokio::time::Instant::now() + wait;
+    while let Some(space) = expected.checked_sub(waiting.len())
+        && space > 0
+    {
+        match tokio::time::timeout_at(until, jobs.recv_many(waiting, space)).await {
+            Ok(taken) if taken > 0 => {}
+            _ => return,
+        }
+    }
+}
+
 impl Loop {
     /// Sees all jobs to their answers but those that must wait for the next commit, which come back.
     async fn process(&mut self, jobs: Vec<Job>) -> Vec<Job> {
+        self.prepared().await;
         let mut deferred = Vec::new();
         let mut groups = vec![jobs];
         while let Some(group) = groups.pop() {
@@ -182,6 +260,7 @@ impl Loop {
                         }
                     }
                 }
+                Trouble::Again => self.forget_touched(),
                 Trouble::Stale => {
                     self.touched.clear();
                     self.states.clear();
@@ -197,7 +276,7 @@ impl Loop {
                 }
                 Trouble::Refused(error) => {
                     self.forget_touched();
-                    if matches!(error, LogError::Versions { .. }) {
+                    if matches!(error, LogError::Versions) {
                         self.states.clear();
                         self.head.position = 0;
                     }
@@ -218,7 +297,14 @@ impl Loop {
     fn finish(&mut self, head: Head, group: Vec<Job>, replies: Vec<Option<Reply>>, deferred: &mut Vec<Job>) {
         self.head = head;
         self.log.committed(head);
+        if head.position + self.config.partition_size > self.partitions.end() && self.preparing.is_none() {
+            let (pool, size) = (self.log.pool().clone(), self.config.partition_size);
+            self.preparing = Some(self.shared.spawn(async move { partitions::ensure(&pool, size).await }));
+        }
         for (job, reply) in group.into_iter().zip(replies) {
+            if let Some(scope) = job.request.key {
+                self.keys.remember(scope.key);
+            }
             match reply {
                 Some(reply) => answer(job, reply),
                 None => deferred.push(job),
@@ -230,14 +316,14 @@ impl Loop {
         for events in touched.chunk_by(|a, b| a == b) {
             let stream_id = events[0];
             let appended = i64::try_from(events.len()).unwrap_or(i64::MAX);
-            if let Some(Entry { version, state: Some(state) }) = self.states.entry(stream_id)
+            if let Some(Entry { version, position, state: Some(state) }) = self.states.entry(stream_id)
                 && (version - appended) / interval != version / interval
                 && let Ok(state) = serde_json::to_value(state)
             {
                 let snapshot = Snapshot {
                     stream_id,
                     version: *version,
-                    position: head.position,
+                    position: *position,
                     fold_version: Aggregate::FOLD_VERSION,
                     state,
                 };
@@ -253,13 +339,22 @@ impl Loop {
         }
     }
 
-    /// One try at a group. The connection is put back only after a clean end.
+    /// One try at a group: the short way if nobody else appends and no key has been seen before, else the long one.
     async fn try_group(&mut self, group: &[Job]) -> Result<(Head, Vec<Option<Reply>>), Trouble> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
             None => self.connect().await.map_err(Trouble::Away)?,
         };
         self.load(&mut connection, group).await?;
+        let repeated = group.iter().filter_map(|job| job.request.key).any(|scope| self.keys.contains(scope.key));
+        if self.contended == 0 && !repeated {
+            if let Some(done) = self.try_swiftly(&mut connection, group).await? {
+                self.connection = Some(connection);
+                return Ok(done);
+            }
+        } else {
+            self.contended = self.contended.saturating_sub(1);
+        }
         let mut locked = connection.lock().await.map_err(Trouble::Away)?;
         match self.follow(&mut locked).await {
             Ok(true) => {}
@@ -272,7 +367,7 @@ impl Loop {
             Err(error) => return Err(Trouble::Away(error)),
         }
         let stored = stored_answers(&mut locked, group).await.map_err(Trouble::Away)?;
-        let mut batch = locked.batch();
+        let mut batch = Batch::at(self.head);
         let replies = match self.decide_all(group, stored, &mut batch) {
             Ok(replies) => replies,
             Err(error) => {
@@ -282,22 +377,20 @@ impl Loop {
                 return Err(Trouble::Refused(error));
             }
         };
-        let head = Head { epoch: self.head.epoch, position: batch.position() };
         if batch.is_empty() {
             if locked.release().await.is_ok() {
                 self.connection = Some(connection);
             }
-            return Ok((head, replies));
+            return Ok((self.head, replies));
         }
-        if head.position > self.partitioned_to {
+        if batch.position() > self.partitions.end() {
             // Rare: another writer was fast, or this is the first commit. Made apart from the lock, then again.
             locked.release().await.map_err(Trouble::Away)?;
             self.connection = Some(connection);
             self.make_partitions().await.map_err(Trouble::Away)?;
-            return Err(Trouble::Refused(LogError::NoPartition { position: head.position }));
+            return Err(Trouble::Again);
         }
-        let mark = batch.mark();
-        if let Err(error) = locked.append(batch).await {
+        if let Err(error) = locked.append(&batch).await {
             return Err(match locked.release().await {
                 Ok(()) => {
                     self.connection = Some(connection);
@@ -308,14 +401,59 @@ impl Loop {
         }
         match locked.commit().await {
             Outcome::Committed(head) => {
+                metrics::counter!("tidemark_commits_total", "way" => "locked").increment(1);
                 self.connection = Some(connection);
-                if head.position + self.config.partition_size > self.partitioned_to {
-                    self.partitions_in_background();
-                }
                 Ok((head, replies))
             }
             Outcome::Refused(error) => Err(Trouble::Refused(error)),
-            Outcome::Unknown(error) => Err(Trouble::Unknown { mark, error, head, replies }),
+            Outcome::Unknown(error) => {
+                Err(Trouble::Unknown { mark: batch.mark(), error, head: batch.head(), replies })
+            }
+        }
+    }
+
+    /// Decides on the states as they are and appends if the log still stands where they do: one round trip. `None`:
+    /// it does not, or cannot be so; nothing was written, and the long way finds out.
+    async fn try_swiftly(
+        &mut self,
+        connection: &mut WriterConnection,
+        group: &[Job],
+    ) -> Result<Option<(Head, Vec<Option<Reply>>)>, Trouble> {
+        let mut batch = Batch::at(self.head);
+        let replies = match self.decide_all(group, HashMap::new(), &mut batch) {
+            Ok(replies) => replies,
+            Err(_) => {
+                self.forget_touched();
+                return Ok(None);
+            }
+        };
+        // Refusals must rest on the log as it is, which only the lock or an append can tell.
+        if batch.is_empty() || batch.position() > self.partitions.end() {
+            self.forget_touched();
+            self.load(connection, group).await?;
+            return Ok(None);
+        }
+        match connection.append_at(&batch).await {
+            Swift::Committed(head) => {
+                metrics::counter!("tidemark_commits_total", "way" => "short").increment(1);
+                Ok(Some((head, replies)))
+            }
+            Swift::Moved => {
+                tracing::debug!(head = ?self.head, "somebody else has appended");
+                self.contended = CONTENDED;
+                self.forget_touched();
+                self.load(connection, group).await?;
+                Ok(None)
+            }
+            Swift::Refused(error) => {
+                tracing::debug!(%error, "the short way was refused");
+                self.forget_touched();
+                self.load(connection, group).await?;
+                Ok(None)
+            }
+            Swift::Unknown(error) => {
+                Err(Trouble::Unknown { mark: batch.mark(), error, head: batch.head(), replies })
+            }
         }
     }
 
@@ -402,7 +540,7 @@ impl Loop {
     fn decide_all(
         &mut self,
         group: &[Job],
-        mut stored: std::collections::HashMap<Uuid, StoredAnswer>,
+        mut stored: HashMap<Uuid, StoredAnswer>,
         batch: &mut Batch,
     ) -> Result<Vec<Option<Reply>>, LogError> {
         let mut keys = HashSet::new();
@@ -514,10 +652,11 @@ impl Loop {
             let stream_id = happened.stream_id;
             if self.states.entry(stream_id).is_none() {
                 // Only what was made at random just now is written without having been asked for.
-                self.states.insert(stream_id, Entry { version: 0, state: None });
+                self.states.insert(stream_id, Entry::default());
             }
             self.touched.push(stream_id);
-            let version = self.states.apply(stream_id, &happened.fact).unwrap_or(1);
+            let before = self.states.entry(stream_id).map_or(0, |entry| entry.position);
+            let version = self.states.apply(stream_id, &happened.fact, batch.position() + 1).unwrap_or(1);
             batch.push(&NewEvent {
                 stream_id,
                 version,
@@ -525,6 +664,7 @@ impl Loop {
                 fact: &happened.fact,
                 metadata: &request.metadata,
                 partition_key: happened.partition_key,
+                begins: self.partitions.differ(before, batch.position() + 1),
             })?;
         }
         Ok(Accepted {
@@ -570,20 +710,21 @@ impl Loop {
     }
 
     async fn make_partitions(&mut self) -> Result<(), LogError> {
-        self.partitioned_to = partitions::ensure(self.log.pool(), self.config.partition_size).await?;
+        let (pool, size) = (self.log.pool().clone(), self.config.partition_size);
+        let making = self.shared.spawn(async move { partitions::ensure(&pool, size).await });
+        self.partitions = making.await.map_err(|error| sqlx::Error::Protocol(error.to_string()))??;
         Ok(())
     }
 
-    /// Makes the next partition while commits go on. What is known to be there moves on at once, so this starts one
-    /// task for each partition; should it fail, the next commit that needs it makes it.
-    fn partitions_in_background(&mut self) {
-        let (pool, size) = (self.log.pool().clone(), self.config.partition_size);
-        self.partitioned_to += size;
-        tokio::spawn(async move {
-            if let Err(error) = partitions::ensure(&pool, size).await {
-                tracing::warn!(%error, "cannot make a partition ahead of need");
-            }
-        });
+    /// Takes in partitions that have been made ahead of need meanwhile. Should that have failed, the next commit tries
+    /// again, and the one that needs them makes them itself.
+    async fn prepared(&mut self) {
+        let Some(preparing) = self.preparing.take_if(|preparing| preparing.is_finished()) else { return };
+        match preparing.await {
+            Ok(Ok(partitions)) => self.partitions = partitions,
+            Ok(Err(error)) => tracing::warn!(%error, "cannot make a partition ahead of need"),
+            Err(error) => tracing::error!(%error, "making partitions ended badly"),
+        }
     }
 }
 
@@ -604,10 +745,10 @@ fn begin_in_time(group: Vec<Job>) -> Vec<Job> {
 async fn stored_answers(
     locked: &mut Locked<'_>,
     group: &[Job],
-) -> Result<std::collections::HashMap<Uuid, StoredAnswer>, LogError> {
+) -> Result<HashMap<Uuid, StoredAnswer>, LogError> {
     let keys: Vec<Uuid> = group.iter().filter_map(|job| job.request.key).map(|scope| scope.key).collect();
     if keys.is_empty() {
-        return Ok(std::collections::HashMap::new());
+        return Ok(HashMap::new());
     }
     let found = locked.answers(&keys).await?;
     Ok(found.into_iter().map(|stored| (stored.answer.key, stored)).collect())

@@ -52,7 +52,7 @@ impl Default for WriterConfig {
             queue_bytes: 64 * 1024 * 1024,
             batch_commands: 512,
             state_bytes: 128 * 1024 * 1024,
-            snapshot_interval: 500,
+            snapshot_interval: 100,
             start_within: Duration::from_secs(5),
             settle_within: Duration::from_secs(10),
             partition_size: PARTITION_SIZE,
@@ -188,7 +188,8 @@ pub struct Writer {
 const SPACE_UNIT: usize = 1024;
 
 impl Writer {
-    /// Starts a writer. `direct` leads to the log's database without a pooler in transaction mode between.
+    /// Starts a writer, on a thread of its own: what it does between two commits is what everybody waits for, so it
+    /// never queues behind other tasks. `direct` leads to the log's database without a pooler in transaction mode between.
     #[must_use]
     pub fn spawn(
         log: Log,
@@ -199,7 +200,14 @@ impl Writer {
         let (queue, jobs) = mpsc::channel(config.queue_commands);
         let config = Arc::new(config);
         let space = Arc::new(Semaphore::new(config.queue_bytes / SPACE_UNIT));
-        let task = tokio::spawn(group::run(log, direct, Arc::clone(&config), jobs, stop));
+        let shared = tokio::runtime::Handle::current();
+        let bounds = Arc::clone(&config);
+        let task = tokio::task::spawn_blocking(move || {
+            match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(own) => own.block_on(group::run(log, direct, bounds, jobs, stop, shared)),
+                Err(error) => tracing::error!(%error, "the writer's thread cannot be started"),
+            }
+        });
         (Self { queue, space, config }, task)
     }
 

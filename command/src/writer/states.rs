@@ -62,9 +62,10 @@ impl StateCache {
     }
 
     /// Folds an event of this writer's own into a state that is there; returns the stream's new version.
-    pub(super) fn apply(&mut self, stream_id: Uuid, fact: &Fact) -> Option<i64> {
+    pub(super) fn apply(&mut self, stream_id: Uuid, fact: &Fact, position: i64) -> Option<i64> {
         let slot = self.slots.get_mut(&stream_id)?;
         slot.entry.version += 1;
+        slot.entry.position = position;
         fold(&mut slot.entry, fact);
         let bytes = weigh(&slot.entry);
         self.bytes = self.bytes + bytes - slot.bytes;
@@ -84,10 +85,10 @@ impl StateCache {
     /// Puts in what was loaded for `wanted`, all of them: a stream without events is one that does not exist.
     pub(super) fn take(&mut self, wanted: &[Uuid], loaded: &Loaded) {
         let mut entries: HashMap<Uuid, Entry> =
-            wanted.iter().map(|&stream| (stream, Entry { version: 0, state: None })).collect();
+            wanted.iter().map(|&stream| (stream, Entry::default())).collect();
         for snapshot in &loaded.snapshots {
             if let Some(state) = state_of(snapshot) {
-                entries.insert(snapshot.stream_id, Entry { version: snapshot.version, state: Some(state) });
+                entries.insert(snapshot.stream_id, Entry { version: snapshot.version, position: snapshot.position, state: Some(state) });
             }
         }
         for event in &loaded.events {
@@ -155,6 +156,7 @@ fn fold(entry: &mut Entry, fact: &Fact) {
 fn fold_recorded(entry: &mut Entry, event: &RecordedEvent) {
     let readable = entry.version == 0 || entry.state.is_some();
     entry.version = event.version;
+    entry.position = event.position;
     match event.decode() {
         Ok(fact) if readable => fold(entry, &fact),
         Ok(_) => {}
@@ -185,22 +187,22 @@ mod tests {
 
     #[test]
     fn it_keeps_what_is_used_and_stays_within_its_bytes() {
-        let one = weigh(&Entry { version: 0, state: None });
+        let one = weigh(&Entry::default());
         let mut cache = StateCache::new(one * 10);
         for n in 0..10 {
-            cache.insert(stream(n), Entry { version: 0, state: None });
+            cache.insert(stream(n), Entry::default());
         }
         cache.shrink();
         assert_eq!(cache.len(), 10);
         for n in 10..100 {
             assert!(cache.entry(stream(3)).is_some(), "what is read each time is kept, at {n}");
-            cache.insert(stream(n), Entry { version: 0, state: None });
+            cache.insert(stream(n), Entry::default());
             cache.shrink();
             assert!(cache.bytes() <= one * 10);
         }
         assert!(cache.entry(stream(4)).is_none());
         for n in 0..1_000 {
-            cache.insert(stream(n), Entry { version: 0, state: None });
+            cache.insert(stream(n), Entry::default());
             cache.forget(stream(n));
             cache.shrink();
         }
@@ -211,10 +213,10 @@ mod tests {
     fn applying_moves_version_and_state() {
         let product_id = stream(7);
         let mut cache = StateCache::new(1_000_000);
-        assert_eq!(cache.apply(product_id, &StockReceived { product_id, quantity: 2 }.into()), None);
-        cache.insert(product_id, Entry { version: 0, state: None });
-        assert_eq!(cache.apply(product_id, &StockReceived { product_id, quantity: 2 }.into()), Some(1));
-        assert_eq!(cache.apply(product_id, &StockReceived { product_id, quantity: 3 }.into()), Some(2));
+        assert_eq!(cache.apply(product_id, &StockReceived { product_id, quantity: 2 }.into(), 1), None);
+        cache.insert(product_id, Entry::default());
+        assert_eq!(cache.apply(product_id, &StockReceived { product_id, quantity: 2 }.into(), 1), Some(1));
+        assert_eq!(cache.apply(product_id, &StockReceived { product_id, quantity: 3 }.into(), 1), Some(2));
         match &cache.entry(product_id).unwrap().state {
             Some(Aggregate::Stock(stock)) => assert_eq!(stock.available(), 5),
             other => panic!("{other:?}"),

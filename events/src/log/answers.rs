@@ -39,14 +39,20 @@ pub struct StoredAnswer {
     pub epoch: Epoch,
 }
 
-/// Looks keys up, in the transaction of `connection`.
+/// Looks keys up, in the transaction of `connection`. Answers whose time is over make room for new ones.
 pub(super) async fn find(connection: &mut PgConnection, keys: &[Uuid]) -> Result<Vec<StoredAnswer>, LogError> {
-    let rows = sqlx::query(
-        "SELECT key, fingerprint, status, version, location, body, position, epoch FROM log.answers \
-         WHERE key = ANY($1) AND created_at > clock_timestamp() - make_interval(secs => $2)",
+    sqlx::query(
+        "DELETE FROM log.answers WHERE key = ANY($1) AND created_at <= clock_timestamp() - make_interval(secs => $2)",
     )
     .bind(keys)
     .bind(KEPT.as_secs_f64())
+    .execute(&mut *connection)
+    .await?;
+    let rows = sqlx::query(
+        "SELECT key, fingerprint, status, version, location, body, position, epoch FROM log.answers \
+         WHERE key = ANY($1)",
+    )
+    .bind(keys)
     .fetch_all(connection)
     .await?;
     let answer = |row: &sqlx::postgres::PgRow| {

@@ -1,28 +1,28 @@
-//! Appending: take the lock, assign positions, write, commit; and find out when a commit's outcome is unknown.
+//! Appending: assign positions, write, commit; and find out when a commit's outcome is unknown.
+//!
+//! There are two ways to the same commit. [`WriterConnection::append_at`] is one statement that locks the head,
+//! compares it with the position that the batch was decided at, writes, and commits: as long as nobody else appends,
+//! that is all there is, one round trip. Where somebody else has appended, nothing is written, and the writer goes the
+//! long way:
 //!
 //! ```text
-//! let mut locked = connection.lock().await?;          // head row locked, its position and time known
-//! let mut batch = locked.batch();                     // decide here, pushing events and answers
-//! batch.push(&event)?;
-//! locked.append(batch).await?;                        // COPY events, move streams and head, notify
+//! let mut locked = connection.lock().await?;          // head row locked, its position known
+//! locked.tail(position)                               // what others appended: fold it, then decide
+//! locked.append(batch).await?;                        // the same statement
 //! match locked.commit().await { … }                   // Outcome::Committed, Refused or Unknown
 //! ```
 
-use std::collections::HashMap;
-
-use chrono::{DateTime, Utc};
-use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::{ConnectOptions, Connection, Executor, PgConnection, Row};
 use uuid::Uuid;
 
-use super::copy::Rows;
 use super::load::{TAIL_LIMIT, tail};
 use super::{Head, LogError, MAX_PAYLOAD_BYTES, NewAnswer, StoredAnswer, answers, wake};
 use crate::envelope::{Metadata, RecordedEvent};
 use crate::{Fact, Position};
 
 /// What a writer's sessions tell the database: whoever stops while holding the lock is cut off within seconds.
-const SESSION: [(&str, &str); 7] = [
+const SESSION: [(&str, &str); 8] = [
     ("application_name", "tidemark writer"),
     ("idle_in_transaction_session_timeout", "5s"),
     ("statement_timeout", "5s"),
@@ -30,6 +30,8 @@ const SESSION: [(&str, &str); 7] = [
     ("tcp_user_timeout", "5s"),
     ("tcp_keepalives_idle", "2"),
     ("tcp_keepalives_interval", "1"),
+    // The append's plan does not depend on its values; statements whose plan does set their own mode.
+    ("plan_cache_mode", "force_generic_plan"),
 ];
 
 /// A writer's transaction that is older than this is stuck: the time-outs above have failed to end it.
@@ -53,102 +55,109 @@ pub struct NewEvent<'a> {
     pub metadata: &'a Metadata,
     /// What it must stay in order with.
     pub partition_key: Uuid,
+    /// Whether it is the first event of its stream in its partition of the log: the stream is new, or its event before
+    /// stands in another one ([`super::partitions::Partitions::differ`]).
+    pub begins: bool,
 }
 
-#[derive(Debug)]
-struct StreamMove {
-    base: i64,
-    version: i64,
-    first: Position,
-    last: Position,
-}
-
-/// Events and answers of one commit, with their positions.
+/// Events and answers of one commit, with their positions, as columns.
 #[derive(Debug)]
 pub struct Batch {
-    head: Head,
-    recorded_at: DateTime<Utc>,
-    start: Position,
-    first_event: Option<Uuid>,
-    rows: Rows,
-    streams: HashMap<Uuid, StreamMove>,
+    start: Head,
+    position: Position,
+    bytes: usize,
+    events: EventColumns,
+    /// First events of a stream in a partition: stream, version, position.
+    streams: Vec<(Uuid, i64, Position)>,
     answers: Vec<NewAnswer>,
 }
 
+#[derive(Debug, Default)]
+struct EventColumns {
+    stream_id: Vec<Uuid>,
+    category: Vec<&'static str>,
+    version: Vec<i64>,
+    event_id: Vec<Uuid>,
+    event_type: Vec<&'static str>,
+    schema_version: Vec<i16>,
+    payload: Vec<String>,
+    correlation_id: Vec<Uuid>,
+    causation_id: Vec<Option<Uuid>>,
+    actor: Vec<String>,
+    traceparent: Vec<Option<String>>,
+    partition_key: Vec<Uuid>,
+}
+
 impl Batch {
+    /// A batch behind a head.
+    #[must_use]
+    pub fn at(head: Head) -> Self {
+        Self {
+            start: head,
+            position: head.position,
+            bytes: 0,
+            events: EventColumns::default(),
+            streams: Vec::new(),
+            answers: Vec::new(),
+        }
+    }
+
+    /// Where the log stands with it.
+    #[must_use]
+    pub fn head(&self) -> Head {
+        Head { position: self.position, ..self.start }
+    }
+
     /// The position of the newest event in it, or of the log before it.
     #[must_use]
     pub fn position(&self) -> Position {
-        self.head.position
-    }
-
-    /// The time that its events are recorded at.
-    #[must_use]
-    pub fn recorded_at(&self) -> DateTime<Utc> {
-        self.recorded_at
+        self.position
     }
 
     /// Whether there is nothing to write.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.first_event.is_none() && self.answers.is_empty()
+        self.events.event_id.is_empty() && self.answers.is_empty()
     }
 
-    /// How many bytes its events take on the wire.
+    /// How many bytes of payload it holds.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.rows.len()
+        self.bytes
     }
 
     /// Adds an event behind the others; returns its position.
     ///
     /// # Errors
-    /// [`LogError::Unstorable`]; the batch is broken then and must not be appended. Callers that check payload sizes
-    /// before ([`Fact::write_payload`]) never see it.
+    /// [`LogError::Unstorable`]; nothing was added.
     pub fn push(&mut self, event: &NewEvent<'_>) -> Result<Position, LogError> {
-        let position = self.head.position + 1;
         let kind = event.fact.event_type();
         let unstorable = |reason: String| LogError::Unstorable { event_type: kind.name, reason };
-        let rows = &mut self.rows;
-        rows.row(14);
-        rows.i64(position);
-        rows.uuid(event.stream_id);
-        rows.text(kind.category);
-        rows.i64(event.version);
-        rows.uuid(event.event_id);
-        rows.text(kind.name);
-        rows.i16(kind.version);
-        let bytes = rows.json(|out| event.fact.write_payload(out)).map_err(|error| unstorable(error.to_string()))?;
-        if bytes > MAX_PAYLOAD_BYTES {
-            return Err(unstorable(format!("{bytes} bytes, the limit is {MAX_PAYLOAD_BYTES}")));
+        let mut payload = Vec::with_capacity(256);
+        event.fact.write_payload(&mut payload).map_err(|error| unstorable(error.to_string()))?;
+        if payload.len() > MAX_PAYLOAD_BYTES {
+            return Err(unstorable(format!("{} bytes, the limit is {MAX_PAYLOAD_BYTES}", payload.len())));
         }
-        rows.uuid(event.metadata.correlation_id);
-        match event.metadata.causation_id {
-            Some(id) => rows.uuid(id),
-            None => rows.null(),
+        let payload = String::from_utf8(payload).map_err(|error| unstorable(error.to_string()))?;
+        self.bytes += payload.len();
+        self.position += 1;
+        if event.begins {
+            self.streams.push((event.stream_id, event.version, self.position));
         }
-        rows.text(&event.metadata.actor);
-        match &event.metadata.traceparent {
-            Some(text) => rows.text(text),
-            None => rows.null(),
-        }
-        rows.time(self.recorded_at);
-        rows.uuid(event.partition_key);
-        self.streams
-            .entry(event.stream_id)
-            .and_modify(|stream| {
-                stream.version = event.version;
-                stream.last = position;
-            })
-            .or_insert(StreamMove {
-                base: event.version - 1,
-                version: event.version,
-                first: position,
-                last: position,
-            });
-        self.first_event.get_or_insert(event.event_id);
-        self.head.position = position;
-        Ok(position)
+        let columns = &mut self.events;
+        columns.stream_id.push(event.stream_id);
+        columns.category.push(kind.category);
+        columns.version.push(event.version);
+        columns.event_id.push(event.event_id);
+        columns.event_type.push(kind.name);
+        columns.schema_version.push(kind.version);
+        columns.payload.push(payload);
+        columns.correlation_id.push(event.metadata.correlation_id);
+        columns.causation_id.push(event.metadata.causation_id);
+        columns.actor.push(event.metadata.actor.clone());
+        columns.traceparent.push(event.metadata.traceparent.clone());
+        columns.partition_key.push(event.partition_key);
+        Ok(self.position)
     }
 
     /// Adds an answer to be found again under its key.
@@ -159,7 +168,8 @@ impl Batch {
     /// What to ask for if the commit's outcome is unknown, `None` if the batch has no events.
     #[must_use]
     pub fn mark(&self) -> Option<Mark> {
-        self.first_event.map(|event_id| Mark { position: self.start + 1, event_id })
+        let event_id = *self.events.event_id.first()?;
+        Some(Mark { position: self.start.position + 1, event_id })
     }
 }
 
@@ -177,6 +187,20 @@ pub enum Outcome {
     /// It is durable.
     Committed(Head),
     /// The database refused it: nothing was written.
+    Refused(LogError),
+    /// The connection ended before the answer came: ask with [`Locked::settle`].
+    Unknown(LogError),
+}
+
+/// How [`WriterConnection::append_at`] ended.
+#[derive(Debug)]
+#[must_use]
+pub enum Swift {
+    /// It is durable.
+    Committed(Head),
+    /// Somebody else has appended: nothing was written, go the long way.
+    Moved,
+    /// The database refused it (a key that was used before, for one): nothing was written.
     Refused(LogError),
     /// The connection ended before the answer came: ask with [`Locked::settle`].
     Unknown(LogError),
@@ -214,7 +238,8 @@ impl WriterConnection {
             self.checked = true;
         }
         let locked = sqlx::raw_sql(
-            "BEGIN; SELECT epoch, position, GREATEST(recorded_at, clock_timestamp()) FROM log.head FOR UPDATE",
+            "BEGIN; SET LOCAL plan_cache_mode = force_custom_plan; \
+             SELECT epoch, position FROM log.head FOR UPDATE",
         )
         .fetch_one(&mut self.connection)
         .await;
@@ -226,8 +251,22 @@ impl WriterConnection {
             }
         };
         let head = Head { epoch: row.try_get(0)?, position: row.try_get(1)? };
-        let recorded_at = row.try_get(2)?;
-        Ok(Locked { writer: self, head, recorded_at, mark: None })
+        Ok(Locked { writer: self, head, appended: head })
+    }
+
+    /// Appends and commits in one statement, if the log still stands where the batch begins.
+    ///
+    /// Must have been [`WriterConnection::lock`]ed once before: that is where the database's history is compared.
+    pub async fn append_at(&mut self, batch: &Batch) -> Swift {
+        if !self.checked {
+            return Swift::Moved;
+        }
+        match write(&mut self.connection, batch).await {
+            Ok(true) => Swift::Committed(batch.head()),
+            Ok(false) => Swift::Moved,
+            Err(error) if is_refusal(&error) => Swift::Refused(name_refusal(error, batch.position())),
+            Err(error) => Swift::Unknown(error.into()),
+        }
     }
 
     /// Waiting for the lock ran out of time: behind the time-outs stands this watchdog. A writer's transactions take
@@ -325,8 +364,7 @@ impl WriterConnection {
 pub struct Locked<'a> {
     writer: &'a mut WriterConnection,
     head: Head,
-    recorded_at: DateTime<Utc>,
-    mark: Option<Head>,
+    appended: Head,
 }
 
 impl Locked<'_> {
@@ -356,87 +394,20 @@ impl Locked<'_> {
         answers::find(&mut self.writer.connection, keys).await
     }
 
-    /// Begins a batch at the head.
-    #[must_use]
-    pub fn batch(&self) -> Batch {
-        Batch {
-            head: self.head,
-            recorded_at: self.recorded_at,
-            start: self.head.position,
-            first_event: None,
-            rows: Rows::default(),
-            streams: HashMap::new(),
-            answers: Vec::new(),
-        }
-    }
-
     /// Writes a batch; [`Locked::commit`] makes it durable.
     ///
     /// # Errors
-    /// [`LogError::Versions`] when a stream does not stand where the batch says; [`LogError::NoPartition`];
-    /// [`LogError::Database`]. In every case: [`Locked::release`], nothing is written.
-    pub async fn append(&mut self, batch: Batch) -> Result<(), LogError> {
-        let Batch { head, recorded_at, first_event, rows, streams, answers, .. } = batch;
-        let connection = &mut self.writer.connection;
-        if first_event.is_some() {
-            let mut copy = connection
-                .copy_in_raw(
-                    "COPY log.events (position, stream_id, category, version, event_id, event_type, \
-                     schema_version, payload, correlation_id, causation_id, actor, traceparent, recorded_at, \
-                     partition_key) FROM STDIN (FORMAT binary)",
-                )
-                .await?;
-            copy.send(rows.finish()).await?;
-            copy.finish().await.map_err(|error| no_partition(error, head.position))?;
+    /// [`LogError::Versions`] when the batch does not begin at the head or a stream does not stand where it says;
+    /// [`LogError::NoPartition`]; [`LogError::Database`]. In every case: [`Locked::release`], nothing is written.
+    pub async fn append(&mut self, batch: &Batch) -> Result<(), LogError> {
+        match write(&mut self.writer.connection, batch).await {
+            Ok(true) => {
+                self.appended = batch.head();
+                Ok(())
+            }
+            Ok(false) => Err(LogError::Versions),
+            Err(error) => Err(name_refusal(error, batch.position())),
         }
-        let streams = Streams::new(streams);
-        let row = sqlx::query(
-            "WITH created AS (INSERT INTO log.streams (stream_id, version, first_position, last_position) \
-               SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[])), \
-             moved AS (UPDATE log.streams s SET version = u.version, last_position = u.last \
-               FROM unnest($5::uuid[], $6::bigint[], $7::bigint[], $8::bigint[]) \
-                 AS u (stream_id, base, version, last) \
-               WHERE s.stream_id = u.stream_id AND s.version = u.base RETURNING 1), \
-             answered AS (INSERT INTO log.answers (key, fingerprint, status, version, position, epoch, location, \
-                 body, created_at) \
-               SELECT a.key, a.fingerprint, a.status, a.version, a.position, $9, a.location, a.body, $10 \
-               FROM unnest($11::uuid[], $12::uuid[], $13::smallint[], $14::bigint[], $15::bigint[], $16::text[], \
-                 $17::bytea[]) AS a (key, fingerprint, status, version, position, location, body) \
-               ON CONFLICT (key) DO UPDATE SET fingerprint = excluded.fingerprint, status = excluded.status, \
-                 version = excluded.version, position = excluded.position, epoch = excluded.epoch, \
-                 location = excluded.location, body = excluded.body, created_at = excluded.created_at), \
-             head AS (UPDATE log.head SET position = $18, recorded_at = $10) \
-             SELECT (SELECT count(*) FROM moved), pg_notify($19, $20)",
-        )
-        .bind(streams.created)
-        .bind(streams.created_version)
-        .bind(streams.created_first)
-        .bind(streams.created_last)
-        .bind(&streams.moved)
-        .bind(streams.moved_base)
-        .bind(streams.moved_version)
-        .bind(streams.moved_last)
-        .bind(head.epoch)
-        .bind(recorded_at)
-        .bind(answers.iter().map(|a| a.key).collect::<Vec<_>>())
-        .bind(answers.iter().map(|a| a.fingerprint).collect::<Vec<_>>())
-        .bind(answers.iter().map(|a| a.status).collect::<Vec<_>>())
-        .bind(answers.iter().map(|a| a.version).collect::<Vec<_>>())
-        .bind(answers.iter().map(|a| a.position).collect::<Vec<_>>())
-        .bind(answers.iter().map(|a| a.location.as_deref()).collect::<Vec<_>>())
-        .bind(answers.iter().map(|a| a.body.as_slice()).collect::<Vec<_>>())
-        .bind(head.position)
-        .bind(wake::CHANNEL)
-        .bind(format!("{}-{}", head.epoch, head.position))
-        .fetch_one(&mut *connection)
-        .await?;
-        let moved: i64 = row.try_get(0)?;
-        let expected = i64::try_from(streams.moved.len()).unwrap_or(i64::MAX);
-        if moved != expected {
-            return Err(LogError::Versions { expected, moved });
-        }
-        self.mark = Some(head);
-        Ok(())
     }
 
     /// Whether an earlier batch of an unknown outcome is in the log. The old attempt has ended either way, since
@@ -460,7 +431,7 @@ impl Locked<'_> {
 
     /// Makes what was appended durable and gives the lock back.
     pub async fn commit(self) -> Outcome {
-        let head = self.mark.unwrap_or(self.head);
+        let head = self.appended;
         match self.writer.connection.execute("COMMIT").await {
             Ok(_) => Outcome::Committed(head),
             Err(error) if is_refusal(&error) => Outcome::Refused(error.into()),
@@ -485,43 +456,74 @@ fn is_refusal(error: &sqlx::Error) -> bool {
     code.is_some_and(|code| ["23", "25", "40"].iter().any(|class| code.starts_with(class)))
 }
 
-fn no_partition(error: sqlx::Error, position: Position) -> LogError {
+/// The one statement that appends: locks the head if it is where the batch begins, moves it, writes events, streams
+/// and answers, and tells whoever listens. `false`: the head is elsewhere, nothing was written.
+async fn write(connection: &mut PgConnection, batch: &Batch) -> Result<bool, sqlx::Error> {
+    let Batch { start, position, events, streams, answers, .. } = batch;
+    let row: Option<PgRow> = sqlx::query(
+        "WITH head AS (UPDATE log.head SET position = $1, recorded_at = GREATEST(recorded_at, clock_timestamp()) \
+           WHERE position = $2 AND epoch = $3 RETURNING recorded_at), \
+         written AS (INSERT INTO log.events (position, stream_id, category, version, event_id, event_type, \
+             schema_version, payload, correlation_id, causation_id, actor, traceparent, recorded_at, partition_key) \
+           SELECT $2 + e.n, e.stream_id, e.category, e.version, e.event_id, e.event_type, e.schema_version, \
+             e.payload::jsonb, e.correlation_id, e.causation_id, e.actor, e.traceparent, head.recorded_at, \
+             e.partition_key \
+           FROM head, unnest($4::uuid[], $5::text[], $6::bigint[], $7::uuid[], $8::text[], $9::smallint[], \
+             $10::text[], $11::uuid[], $12::uuid[], $13::text[], $14::text[], $15::uuid[]) WITH ORDINALITY \
+             AS e (stream_id, category, version, event_id, event_type, schema_version, payload, correlation_id, \
+               causation_id, actor, traceparent, partition_key, n)), \
+         begun AS (INSERT INTO log.streams (stream_id, partition, from_version) \
+           SELECT s.stream_id, p.from_position, s.version \
+           FROM head, unnest($16::uuid[], $17::bigint[], $18::bigint[]) AS s (stream_id, version, position) \
+             JOIN log.partitions p ON s.position >= p.from_position AND s.position < p.to_position \
+           ON CONFLICT DO NOTHING), \
+         answered AS (INSERT INTO log.answers (key, fingerprint, status, version, position, epoch, location, body, \
+             created_at) \
+           SELECT a.key, a.fingerprint, a.status, a.version, a.position, $3, a.location, a.body, head.recorded_at \
+           FROM head, unnest($19::uuid[], $20::uuid[], $21::smallint[], $22::bigint[], $23::bigint[], $24::text[], \
+             $25::bytea[]) AS a (key, fingerprint, status, version, position, location, body)) \
+         SELECT pg_notify($26, $27) FROM head",
+    )
+    .bind(position)
+    .bind(start.position)
+    .bind(start.epoch)
+    .bind(&events.stream_id)
+    .bind(&events.category)
+    .bind(&events.version)
+    .bind(&events.event_id)
+    .bind(&events.event_type)
+    .bind(&events.schema_version)
+    .bind(&events.payload)
+    .bind(&events.correlation_id)
+    .bind(&events.causation_id)
+    .bind(&events.actor)
+    .bind(&events.traceparent)
+    .bind(&events.partition_key)
+    .bind(streams.iter().map(|(stream, _, _)| *stream).collect::<Vec<_>>())
+    .bind(streams.iter().map(|(_, version, _)| *version).collect::<Vec<_>>())
+    .bind(streams.iter().map(|(_, _, position)| *position).collect::<Vec<_>>())
+    .bind(answers.iter().map(|a| a.key).collect::<Vec<_>>())
+    .bind(answers.iter().map(|a| a.fingerprint).collect::<Vec<_>>())
+    .bind(answers.iter().map(|a| a.status).collect::<Vec<_>>())
+    .bind(answers.iter().map(|a| a.version).collect::<Vec<_>>())
+    .bind(answers.iter().map(|a| a.position).collect::<Vec<_>>())
+    .bind(answers.iter().map(|a| a.location.as_deref()).collect::<Vec<_>>())
+    .bind(answers.iter().map(|a| a.body.as_slice()).collect::<Vec<_>>())
+    .bind(wake::CHANNEL)
+    .bind(format!("{}-{position}", start.epoch))
+    .fetch_optional(connection)
+    .await?;
+    Ok(row.is_some())
+}
+
+/// The log's own errors among the database's.
+fn name_refusal(error: sqlx::Error, position: Position) -> LogError {
     const CHECK_VIOLATION: &str = "23514";
-    let lacks = error.as_database_error().is_some_and(|e| {
-        e.code().as_deref() == Some(CHECK_VIOLATION) && e.message().contains("no partition")
-    });
-    if lacks { LogError::NoPartition { position } } else { error.into() }
-}
-
-/// The streams of a batch as columns: those that are new, and those that move on.
-#[derive(Default)]
-struct Streams {
-    created: Vec<Uuid>,
-    created_version: Vec<i64>,
-    created_first: Vec<i64>,
-    created_last: Vec<i64>,
-    moved: Vec<Uuid>,
-    moved_base: Vec<i64>,
-    moved_version: Vec<i64>,
-    moved_last: Vec<i64>,
-}
-
-impl Streams {
-    fn new(moves: HashMap<Uuid, StreamMove>) -> Self {
-        let mut columns = Self::default();
-        for (stream_id, stream) in moves {
-            if stream.base == 0 {
-                columns.created.push(stream_id);
-                columns.created_version.push(stream.version);
-                columns.created_first.push(stream.first);
-                columns.created_last.push(stream.last);
-            } else {
-                columns.moved.push(stream_id);
-                columns.moved_base.push(stream.base);
-                columns.moved_version.push(stream.version);
-                columns.moved_last.push(stream.last);
-            }
-        }
-        columns
+    const UNIQUE_VIOLATION: &str = "23505";
+    let Some(refused) = error.as_database_error() else { return error.into() };
+    match refused.code().as_deref() {
+        Some(CHECK_VIOLATION) if refused.message().contains("no partition") => LogError::NoPartition { position },
+        Some(UNIQUE_VIOLATION) => LogError::Versions,
+        _ => error.into(),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use sqlx::{Connection, PgConnection, Row};
+use sqlx::{Connection, Executor, PgConnection, Row};
 use uuid::Uuid;
 
 use super::append::WriterConnection;
@@ -41,6 +41,7 @@ impl WriterConnection {
     ) -> Result<Loaded, LogError> {
         let mut transaction =
             self.connection.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY").await?;
+        transaction.execute("SET LOCAL plan_cache_mode = force_custom_plan").await?;
         let row = sqlx::query("SELECT epoch, position FROM log.head").fetch_one(&mut *transaction).await?;
         let head = Head { epoch: row.try_get(0)?, position: row.try_get(1)? };
         let mut loaded = Loaded::default();
@@ -87,10 +88,11 @@ async fn stream_events(
     let after_versions: Vec<i64> = streams.iter().map(|stream| known.get(stream).copied().unwrap_or(0)).collect();
     let rows = sqlx::query(concat!(
         "SELECT e.* FROM unnest($1::uuid[], $2::bigint[]) AS wanted (stream_id, after_version) \
-         JOIN log.streams s ON s.stream_id = wanted.stream_id AND s.version > wanted.after_version \
+         JOIN log.streams s ON s.stream_id = wanted.stream_id \
+         JOIN log.partitions p ON p.from_position = s.partition \
          CROSS JOIN LATERAL (SELECT ", event_columns!(), " FROM log.events \
          WHERE stream_id = s.stream_id AND version > wanted.after_version \
-         AND position BETWEEN s.first_position AND s.last_position) e ORDER BY e.stream_id, e.version"
+         AND position >= p.from_position AND position < p.to_position) e ORDER BY e.stream_id, e.version"
     ))
     .bind(streams)
     .bind(after_versions)

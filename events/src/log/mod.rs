@@ -9,14 +9,12 @@
 //! | [`snapshots`] | folded states that make long streams quick to load |
 //! | [`partitions`] | tables made ahead of need |
 //! | [`wake`] | tells readers that the log has grown |
-//! | [`copy`] | rows in PostgreSQL's binary COPY format |
 //!
 //! A writer holds the row `log.head` from before its decision until its commit. Positions therefore become
 //! visible in order and a rollback leaves no hole: whoever asks for `position > n` can never skip an event.
 
 pub mod answers;
 pub mod append;
-pub mod copy;
 pub mod load;
 pub mod partitions;
 pub mod read;
@@ -31,7 +29,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{PgPool, Row};
 
 pub use answers::{NewAnswer, StoredAnswer};
-pub use append::{Batch, Locked, NewEvent, Outcome, WriterConnection};
+pub use append::{Batch, Locked, NewEvent, Outcome, Swift, WriterConnection};
 pub use load::Loaded;
 pub use read::{Filter, Page};
 pub use snapshots::Snapshot;
@@ -56,14 +54,10 @@ pub enum LogError {
     /// The schema could not be brought up to date.
     #[error("migrating the log: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
-    /// A stream does not stand where the writer thought: its states are wrong and must be loaded anew.
-    #[error("{expected} streams were to move on, {moved} did: cached states are not the log's")]
-    Versions {
-        /// Streams of the batch that had events before.
-        expected: i64,
-        /// Those whose stored version was the one the writer decided on.
-        moved: i64,
-    },
+    /// A stream or the head does not stand where the writer thought, or a key was used before: its states are not the
+    /// log's, and must be loaded anew.
+    #[error("a stream or the head does not stand where the batch was decided at, or a key was used before")]
+    Versions,
     /// The writer has to read more than fits under the lock; it must catch up before it takes it again.
     #[error("{behind} events behind the log, too many to read under its lock")]
     TooFarBehind {

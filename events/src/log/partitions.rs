@@ -12,24 +12,49 @@ const AHEAD: i64 = 2;
 /// Serialises the making of partitions between processes.
 const ADVISORY_LOCK: i64 = 0x7469_6465_0001;
 
-/// Makes what partitions are missing; returns the last position that has one.
+/// The partitions there are, as the writer needs to know them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Partitions {
+    /// The first position of each, in order.
+    starts: Vec<Position>,
+    /// The last position that has one.
+    end: Position,
+}
+
+impl Partitions {
+    /// The last position that has a partition; 0 when none is known.
+    #[must_use]
+    pub fn end(&self) -> Position {
+        self.end
+    }
+
+    /// Whether two positions lie in different partitions. Position 0, before everything, lies in none.
+    #[must_use]
+    pub fn differ(&self, one: Position, other: Position) -> bool {
+        let place = |position| self.starts.partition_point(|&start| start <= position);
+        place(one) != place(other)
+    }
+}
+
+/// Makes what partitions are missing; returns all there are.
 ///
 /// # Errors
 /// [`LogError::Database`], also when a lock was not to be had within two seconds.
-pub async fn ensure(pool: &PgPool, size: i64) -> Result<Position, LogError> {
+pub async fn ensure(pool: &PgPool, size: i64) -> Result<Partitions, LogError> {
     let mut connection = pool.acquire().await?;
     loop {
         let mut transaction = connection.begin().await?;
         sqlx::query("SET LOCAL lock_timeout = '2s'").execute(&mut *transaction).await?;
         sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(ADVISORY_LOCK).execute(&mut *transaction).await?;
         let row = sqlx::query(
-            "SELECT position, COALESCE((SELECT max(to_position) FROM log.partitions), 1) FROM log.head",
+            "SELECT position, COALESCE((SELECT max(to_position) FROM log.partitions), 1), \
+             ARRAY(SELECT from_position FROM log.partitions ORDER BY from_position) FROM log.head",
         )
         .fetch_one(&mut *transaction)
         .await?;
         let (head, end): (Position, Position) = (row.try_get(0)?, row.try_get(1)?);
         if end > head + AHEAD * size {
-            return Ok(end - 1);
+            return Ok(Partitions { starts: row.try_get(2)?, end: end - 1 });
         }
         create(&mut transaction, end, end + size).await?;
         transaction.commit().await?;
@@ -52,4 +77,19 @@ async fn create(connection: &mut PgConnection, from: Position, to: Position) -> 
         sqlx::query(AssertSqlSafe(statement)).execute(&mut *connection).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_lie_in_partitions() {
+        let partitions = Partitions { starts: vec![1, 11, 31], end: 40 };
+        assert!(!partitions.differ(1, 10));
+        assert!(partitions.differ(10, 11));
+        assert!(!partitions.differ(11, 30));
+        assert!(partitions.differ(30, 31));
+        assert!(partitions.differ(0, 1), "a stream without events");
+    }
 }

@@ -119,9 +119,11 @@ impl Log {
         limit: i64,
     ) -> Result<Vec<RecordedEvent>, LogError> {
         let rows = sqlx::query(concat!(
-            "SELECT e.* FROM log.streams s CROSS JOIN LATERAL (SELECT ", event_columns!(), " FROM log.events \
-             WHERE stream_id = s.stream_id AND version > $2 AND position BETWEEN s.first_position AND s.last_position \
-             ORDER BY version LIMIT $3) e WHERE s.stream_id = $1 ORDER BY e.version"
+            "SELECT e.* FROM log.streams s JOIN log.partitions p ON p.from_position = s.partition \
+             CROSS JOIN LATERAL (SELECT ", event_columns!(), " FROM log.events \
+             WHERE stream_id = s.stream_id AND version > $2 \
+             AND position >= p.from_position AND position < p.to_position) e \
+             WHERE s.stream_id = $1 ORDER BY e.version LIMIT $3"
         ))
         .bind(stream_id)
         .bind(after_version)

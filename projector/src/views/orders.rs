@@ -4,7 +4,6 @@ use std::collections::{HashMap, HashSet};
 
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 use tidemark_events::fact::OrderEvent;
-use tidemark_events::log::copy::Rows;
 use tidemark_events::{Fact, stream};
 use tidemark_views::resource::{OrderLineResource, OrderResource};
 use uuid::Uuid;
@@ -156,22 +155,19 @@ async fn insert(connection: &mut PgConnection, instance: i32, orders: &[OrderRes
     if orders.is_empty() {
         return Ok(());
     }
-    let mut rows = Rows::default();
-    for order in orders {
-        rows.row(6);
-        rows.uuid(order.id);
-        rows.uuid(order.customer_id);
-        rows.text(&order.status);
-        rows.time(order.placed_at);
-        rows.i64(order.version);
-        rows.text(&body(order)?);
-    }
-    let statement = format!(
-        "COPY views.orders_{instance} (id, customer_id, status, placed_at, version, body) FROM STDIN (FORMAT binary)"
-    );
-    let mut copy = connection.copy_in_raw(&statement).await?;
-    copy.send(rows.finish()).await?;
-    copy.finish().await?;
+    let bodies = orders.iter().map(body).collect::<Result<Vec<_>, _>>()?;
+    sqlx::query(AssertSqlSafe(format!(
+        "INSERT INTO views.orders_{instance} (id, customer_id, status, placed_at, version, body) \
+         SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::timestamptz[], $5::bigint[], $6::text[])"
+    )))
+    .bind(orders.iter().map(|order| order.id).collect::<Vec<_>>())
+    .bind(orders.iter().map(|order| order.customer_id).collect::<Vec<_>>())
+    .bind(orders.iter().map(|order| order.status.as_str()).collect::<Vec<_>>())
+    .bind(orders.iter().map(|order| order.placed_at).collect::<Vec<_>>())
+    .bind(orders.iter().map(|order| order.version).collect::<Vec<_>>())
+    .bind(bodies)
+    .execute(connection)
+    .await?;
     Ok(())
 }
 
