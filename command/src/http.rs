@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use uuid::Uuid;
 
-use crate::writer::{Accepted, Answer, CommandError, IdempotencyScope, Rendered, Render, Request, Writer};
+use crate::writer::{Accepted, Answer, CommandError, IdempotencyScope, Render, Rendered, Request, Writer};
 use crate::{Command, Rejection, order, product, stock};
 
 /// What the routes work with.
@@ -226,19 +226,26 @@ pub(crate) fn problem_of(error: &CommandError) -> Problem {
 /// A rejection as a problem, with the member of the request that it is about.
 pub(crate) fn rejection_problem(rejection: &Rejection) -> Problem {
     let detail = rejection.to_string();
-    let about = |kind, pointer: String| Problem::new(kind, detail.clone()).with_error(pointer, detail.clone());
+    let about =
+        |kind, pointer: String| Problem::new(kind, detail.clone()).with_error(pointer, detail.clone());
     match rejection {
         Rejection::NotFound { .. } => Problem::new(&problem::NOT_FOUND, detail),
-        Rejection::AlreadyExists { .. } | Rejection::State { .. } => Problem::new(&problem::STATE_CONFLICT, detail),
+        Rejection::AlreadyExists { .. } | Rejection::State { .. } => {
+            Problem::new(&problem::STATE_CONFLICT, detail)
+        }
         Rejection::SkuTaken { .. } => about(&problem::SKU_TAKEN, "/sku".to_owned()),
         Rejection::UnknownProduct { line, .. } => {
             about(&problem::UNKNOWN_PRODUCT, format!("/lines/{line}/product_id"))
         }
-        Rejection::NotForSale { line, .. } => about(&problem::NOT_FOR_SALE, format!("/lines/{line}/product_id")),
+        Rejection::NotForSale { line, .. } => {
+            about(&problem::NOT_FOR_SALE, format!("/lines/{line}/product_id"))
+        }
         Rejection::MixedCurrencies { line, .. } => {
             about(&problem::MIXED_CURRENCIES, format!("/lines/{line}/product_id"))
         }
-        Rejection::AmountOverflow { line } => about(&problem::AMOUNT_OVERFLOW, format!("/lines/{line}/quantity")),
+        Rejection::AmountOverflow { line } => {
+            about(&problem::AMOUNT_OVERFLOW, format!("/lines/{line}/quantity"))
+        }
         Rejection::QuantityOverflow { line, .. } => {
             about(&problem::INVALID_VALUE, format!("/lines/{line}/quantity"))
         }

@@ -27,12 +27,12 @@ use tidemark_events::stock::{StockAdjusted, StockReceived, StockReleased, StockR
 use tidemark_events::{Currency, Fact, Money};
 use uuid::Uuid;
 
+use crate::Command;
 use crate::command::NewId;
 use crate::decision::{Decision, Happened, Rejection};
 use crate::order::{CancelOrder, DeliverOrder, Line, PlaceOrder, Requester, ShipOrder};
 use crate::shop::{Aggregate, Entry, Shop, States};
 use crate::value::Quantity;
-use crate::Command;
 
 /// The customer of every order that a test does not say more about.
 pub const CUSTOMER: Uuid = Uuid::from_u128(0xC0);

@@ -217,10 +217,16 @@ mod tests {
             assert!(Quantity::try_from(bad).is_err());
         }
         assert!(Quantity::try_from(1_000_000).is_ok());
-        for bad in [r#"{"amount":-1,"currency":"EUR"}"#, r#"{"amount":9007199254740992,"currency":"EUR"}"#,
-            r#"{"amount":1,"currency":"eur"}"#, r#"{"amount":1,"currency":"QQQ"}"#, r#"{"amount":1.5,"currency":"EUR"}"#,
-            r#"{"amount":"1","currency":"EUR"}"#, r#"{"amount":1}"#, r#"{"amount":1,"currency":"EUR","x":1}"#]
-        {
+        for bad in [
+            r#"{"amount":-1,"currency":"EUR"}"#,
+            r#"{"amount":9007199254740992,"currency":"EUR"}"#,
+            r#"{"amount":1,"currency":"eur"}"#,
+            r#"{"amount":1,"currency":"QQQ"}"#,
+            r#"{"amount":1.5,"currency":"EUR"}"#,
+            r#"{"amount":"1","currency":"EUR"}"#,
+            r#"{"amount":1}"#,
+            r#"{"amount":1,"currency":"EUR","x":1}"#,
+        ] {
             assert!(serde_json::from_str::<Price>(bad).is_err(), "{bad}");
         }
         assert!(serde_json::from_str::<Price>(r#"{"amount":0,"currency":"JPY"}"#).is_ok());

@@ -1,9 +1,11 @@
 //! What may happen and what must not, context by context: given a history, when a command, then events or a refusal.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
 use tidemark_command::Command;
 use tidemark_command::Rejection::{
-    AlreadyExists, AmountOverflow, MixedCurrencies, NotFound, NotForSale, OutOfStock, QuantityOverflow, SkuTaken,
-    State, StockBelowZero, UnknownProduct,
+    AlreadyExists, AmountOverflow, MixedCurrencies, NotForSale, NotFound, OutOfStock, QuantityOverflow,
+    SkuTaken, State, StockBelowZero, UnknownProduct,
 };
 use tidemark_command::command::NewId;
 use tidemark_command::order::Requester;
@@ -67,7 +69,10 @@ mod catalog {
             .when(Command::PublishProduct(PublishProduct { product_id: LAMP }))
             .then_nothing();
         given([product(LAMP).created("LAMP-1", 1_999)])
-            .when(Command::SetPrice(SetPrice { product_id: LAMP, price: Price::try_from(euros(1_999)).unwrap() }))
+            .when(Command::SetPrice(SetPrice {
+                product_id: LAMP,
+                price: Price::try_from(euros(1_999)).unwrap(),
+            }))
             .then_nothing();
     }
 
@@ -90,7 +95,10 @@ mod inventory {
     use super::*;
 
     fn receive(quantity: i64) -> Command {
-        Command::ReceiveStock(ReceiveStock { product_id: LAMP, quantity: Quantity::try_from(quantity).unwrap() })
+        Command::ReceiveStock(ReceiveStock {
+            product_id: LAMP,
+            quantity: Quantity::try_from(quantity).unwrap(),
+        })
     }
 
     fn adjust(delta: i64) -> Command {
@@ -109,7 +117,8 @@ mod inventory {
 
     #[test]
     fn a_correction_leaves_what_is_promised() {
-        let history = [product(LAMP).created("L", 1), stock(LAMP).received(5), stock(LAMP).reserved(ORDER_A, 3)];
+        let history =
+            [product(LAMP).created("L", 1), stock(LAMP).received(5), stock(LAMP).reserved(ORDER_A, 3)];
         given(history.clone()).when(adjust(-2)).then([stock(LAMP).adjusted(-2, "counted")]);
         given(history).when(adjust(-3)).then_refused(StockBelowZero { delta: -3, available: 2 });
     }
@@ -150,9 +159,12 @@ mod orders {
         given(lamp_with(5))
             .when(place(ORDER_A, [(LAMP, 2), (LAMP, 3)]))
             .then([order(ORDER_A).placed([(LAMP, 5, 1_999)]), stock(LAMP).reserved(ORDER_A, 5)]);
-        given(lamp_with(5))
-            .when(place(ORDER_A, [(LAMP, 3), (LAMP, 3)]))
-            .then_refused(OutOfStock { line: 0, product: LAMP, wanted: 6, available: 5 });
+        given(lamp_with(5)).when(place(ORDER_A, [(LAMP, 3), (LAMP, 3)])).then_refused(OutOfStock {
+            line: 0,
+            product: LAMP,
+            wanted: 6,
+            available: 5,
+        });
         given(lamp_with(5))
             .when(place(ORDER_A, [(LAMP, 1_000_000), (LAMP, 1)]))
             .then_refused(QuantityOverflow { line: 1, product: LAMP, most: 1_000_000 });
@@ -161,16 +173,22 @@ mod orders {
     #[test]
     fn only_what_is_for_sale_is_sold() {
         given([]).when(place(ORDER_A, [(LAMP, 1)])).then_refused(UnknownProduct { line: 0, product: LAMP });
-        given([product(LAMP).created("L", 1)])
-            .when(place(ORDER_A, [(LAMP, 1)]))
-            .then_refused(NotForSale { line: 0, product: LAMP, status: "draft" });
+        given([product(LAMP).created("L", 1)]).when(place(ORDER_A, [(LAMP, 1)])).then_refused(NotForSale {
+            line: 0,
+            product: LAMP,
+            status: "draft",
+        });
     }
 
     #[test]
     fn amounts_do_not_wrap_and_currencies_do_not_mix() {
-        given([product(LAMP).created("L", Money::MAX_AMOUNT), product(LAMP).published(), stock(LAMP).received(9)])
-            .when(place(ORDER_A, [(LAMP, 2)]))
-            .then_refused(AmountOverflow { line: 0 });
+        given([
+            product(LAMP).created("L", Money::MAX_AMOUNT),
+            product(LAMP).published(),
+            stock(LAMP).received(9),
+        ])
+        .when(place(ORDER_A, [(LAMP, 2)]))
+        .then_refused(AmountOverflow { line: 0 });
         let yen = Money { amount: 5, currency: Currency::parse("JPY").unwrap() };
         given([
             product(LAMP).created("L", 1),

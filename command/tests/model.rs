@@ -1,6 +1,8 @@
 //! Random commands against a model that is too simple to be wrong: what is accepted, what is refused, and how many
 //! units there are after each step.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
 use std::collections::HashMap;
 
 use proptest::prelude::*;
@@ -36,7 +38,8 @@ fn step() -> impl Strategy<Value = Step> {
     let line = || (0..PRODUCTS, 1..6_i64);
     prop_oneof![
         (0..PRODUCTS, 1..8_i64).prop_map(|(product, units)| Step::Receive(product, units)),
-        (0..PRODUCTS, prop_oneof![-4..0_i64, 1..4_i64]).prop_map(|(product, units)| Step::Adjust(product, units)),
+        (0..PRODUCTS, prop_oneof![-4..0_i64, 1..4_i64])
+            .prop_map(|(product, units)| Step::Adjust(product, units)),
         (0..ORDERS, line(), line()).prop_map(|(order, one, two)| Step::Place(order, one, two)),
         (0..ORDERS).prop_map(Step::Cancel),
         (0..ORDERS).prop_map(Step::Ship),

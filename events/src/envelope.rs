@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use crate::fact::{DecodeError, Fact};
 use crate::Position;
+use crate::fact::{DecodeError, Fact};
 
 /// Who caused an event, and in which flow.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -104,7 +104,10 @@ fn compare(released: &Value, current: &Value, at: &mut String, found: &mut Vec<I
             None => found.push(Incompatible { at: at.clone(), what: "is gone".to_owned() }),
             Some(new_value) if key == "required" && !names_things => {
                 if sorted(old_value) != sorted(new_value) {
-                    found.push(Incompatible { at: at.clone(), what: format!("{old_value} became {new_value}") });
+                    found.push(Incompatible {
+                        at: at.clone(),
+                        what: format!("{old_value} became {new_value}"),
+                    });
                 }
             }
             Some(new_value) => compare(old_value, new_value, at, found),
@@ -114,7 +117,10 @@ fn compare(released: &Value, current: &Value, at: &mut String, found: &mut Vec<I
     for key in new.keys().filter(|key| !old.contains_key(*key)) {
         let harmless = names_things || matches!(key.as_str(), "description" | "title" | "default" | "$defs");
         if !harmless {
-            found.push(Incompatible { at: format!("{at}/{key}"), what: "is new and narrows what is valid".to_owned() });
+            found.push(Incompatible {
+                at: format!("{at}/{key}"),
+                what: "is new and narrows what is valid".to_owned(),
+            });
         }
     }
 }

@@ -24,7 +24,10 @@ fn the_schemas_are_those_committed_and_no_reader_breaks() {
                 &serde_json::from_str(&released).unwrap(),
                 &serde_json::from_str(&current).unwrap(),
             );
-            assert!(broken.is_empty(), "{name} would break readers: {broken:?}. Give it a new schema version.");
+            assert!(
+                broken.is_empty(),
+                "{name} would break readers: {broken:?}. Give it a new schema version."
+            );
             if released == current {
                 continue;
             }
@@ -60,7 +63,8 @@ fn what_is_written_today_reads_back_the_same() {
         let path = entry.unwrap().path();
         let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
         let (event_type, version) = name.rsplit_once(".v").unwrap();
-        let fact = Fact::decode(event_type, version.parse().unwrap(), &fs::read_to_string(&path).unwrap()).unwrap();
+        let fact =
+            Fact::decode(event_type, version.parse().unwrap(), &fs::read_to_string(&path).unwrap()).unwrap();
         let mut payload = Vec::new();
         fact.write_payload(&mut payload).unwrap();
         let kind = fact.event_type();
@@ -95,7 +99,10 @@ fn upcasters_chain_and_gaps_are_errors() {
     let led = upcast(&chain, "Renamed", 1, 3, json!({ "title": "Lamp" })).unwrap();
     assert_eq!(led, json!({ "name": "Lamp", "language": "en" }));
     assert_eq!(upcast(&chain, "Renamed", 3, 3, json!(1)).unwrap(), json!(1));
-    assert!(matches!(upcast(&chain, "Renamed", 1, 4, json!({})), Err(DecodeError::NoUpcaster { from: 3, .. })));
+    assert!(matches!(
+        upcast(&chain, "Renamed", 1, 4, json!({})),
+        Err(DecodeError::NoUpcaster { from: 3, .. })
+    ));
     assert!(matches!(upcast(&chain, "Other", 1, 2, json!({})), Err(DecodeError::NoUpcaster { from: 1, .. })));
     assert!(matches!(upcast(&chain, "Renamed", 4, 3, json!({})), Err(DecodeError::NewerVersion { .. })));
 }

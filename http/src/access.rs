@@ -90,7 +90,10 @@ impl Actor {
         if self.role == Role::Admin || allowed.contains(&self.role) {
             return Ok(());
         }
-        Err(Problem::new(&problem::FORBIDDEN, format!("a token of role {} may not do this", self.role.as_str())))
+        Err(Problem::new(
+            &problem::FORBIDDEN,
+            format!("a token of role {} may not do this", self.role.as_str()),
+        ))
     }
 
     /// As events name it: `role:uuid`.
@@ -356,7 +359,8 @@ mod tests {
     fn every_claim_is_needed_and_must_fit() {
         let access = Access::hs256(SECRET).unwrap();
         let sign = |claims: serde_json::Value| {
-            jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &EncodingKey::from_secret(SECRET)).unwrap()
+            jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &EncodingKey::from_secret(SECRET))
+                .unwrap()
         };
         let full = serde_json::json!({"iss":"tidemark","sub":Uuid::from_u128(7),"role":"staff","iat":1,"exp":99_999_999_999_u64});
         assert!(access.verify(&sign(full.clone())).is_some());

@@ -65,10 +65,26 @@ fn check_type(headers: &HeaderMap) -> Result<(), Problem> {
     if is_json && is_utf8 { Ok(()) } else { refused("the body must be application/json in UTF-8") }
 }
 
+/// How much of a body that is too large is still taken, and thrown away: a client that is refused while it sends
+/// would see a broken connection and never the answer.
+const MAX_DRAINED: usize = 8 * MAX_BODY;
+
+async fn drain(mut body: axum::body::Body) {
+    let mut drained = 0;
+    while drained < MAX_DRAINED
+        && let Some(Ok(frame)) = body.frame().await
+    {
+        drained += frame.data_ref().map_or(0, Bytes::len);
+    }
+}
+
 async fn read(headers: &HeaderMap, body: axum::body::Body) -> Result<Bytes, Problem> {
-    let too_large = || Problem::new(&problem::BODY_TOO_LARGE, format!("the body has more than {MAX_BODY} bytes"));
-    let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    let too_large =
+        || Problem::new(&problem::BODY_TOO_LARGE, format!("the body has more than {MAX_BODY} bytes"));
+    let declared =
+        headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if declared.is_some_and(|length| length > MAX_BODY as u64) {
+        drain(body).await;
         return Err(too_large());
     }
     match Limited::new(body, MAX_BODY).collect().await {
@@ -99,7 +115,8 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     let text = error.to_string();
     // The place is the pointer's to say; line and column of a parsed value only confuse.
     let detail = text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message).to_owned();
-    let kind = if detail.starts_with("unknown field") { &problem::UNKNOWN_FIELD } else { &problem::INVALID_VALUE };
+    let kind =
+        if detail.starts_with("unknown field") { &problem::UNKNOWN_FIELD } else { &problem::INVALID_VALUE };
     Err(Problem::new(kind, detail.clone()).with_error(pointer, detail))
 }
 
@@ -141,7 +158,10 @@ impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
         }
         let text = value.to_str().map_err(|_| refused())?.trim();
         let key = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(text);
-        if key.is_empty() || key.len() > 255 || !key.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') {
+        if key.is_empty()
+            || key.len() > 255
+            || !key.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ')
+        {
             return Err(refused());
         }
         Ok(Self(Some(key.to_owned())))
@@ -161,10 +181,15 @@ impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
         if text == "*" {
             return Ok(Self(None));
         }
-        let version = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).and_then(|v| v.parse().ok());
+        // A product's entity tag is `"<version>-<version of its stock>"`; commands go by the first.
+        let tag = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+        let version = tag.and_then(|tag| tag.split('-').next()?.parse().ok());
         match version {
             Some(version) => Ok(Self(Some(version))),
-            None => Err(Problem::new(&problem::MALFORMED_REQUEST, "If-Match is one version in quotes, like \"3\"")),
+            None => Err(Problem::new(
+                &problem::MALFORMED_REQUEST,
+                "If-Match is one version in quotes, like \"3\"",
+            )),
         }
     }
 }
@@ -207,10 +232,13 @@ impl<S: Send + Sync> FromRequestParts<S> for Flow {
 
 /// The trace id of a `traceparent` of version 00, which is all there is.
 fn trace_id(text: &str) -> Option<Uuid> {
-    let hex = |part: &str, length| part.len() == length && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let hex = |part: &str, length| {
+        part.len() == length && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    };
     let mut parts = text.split('-');
     let (version, trace, parent, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    let valid = version == "00" && hex(trace, 32) && hex(parent, 16) && hex(flags, 2) && parts.next().is_none();
+    let valid =
+        version == "00" && hex(trace, 32) && hex(parent, 16) && hex(flags, 2) && parts.next().is_none();
     let trace = Uuid::try_parse(trace).ok().filter(|_| valid)?;
     (!trace.is_nil() && parent != "0000000000000000").then_some(trace)
 }
@@ -257,19 +285,31 @@ mod tests {
         let good = r#"{"lines":[{"quantity":1}]}"#;
         assert_eq!(status(JSON, good).await.0, 200);
         assert_eq!(status(Some("application/json; charset=UTF-8"), good).await.0, 200);
-        for other in [None, Some("text/plain"), Some("application/xml"), Some("application/json; charset=latin1")] {
+        for other in
+            [None, Some("text/plain"), Some("application/xml"), Some("application/json; charset=latin1")]
+        {
             assert_eq!(status(other, good).await.0, 415, "{other:?}");
         }
         for malformed in ["", "{", "nul", "[1,]", "\u{feff}{}", "{} {}"] {
-            assert_eq!(status(JSON, malformed).await, (400, "/problems/malformed-json ".to_owned()), "{malformed}");
+            assert_eq!(
+                status(JSON, malformed).await,
+                (400, "/problems/malformed-json ".to_owned()),
+                "{malformed}"
+            );
         }
         assert_eq!(status(JSON, b"{\"lines\":\"\xff\"}".to_vec()).await.0, 400);
         assert_eq!(status(JSON, "[".repeat(100_000)).await.0, 400);
         assert_eq!(status(JSON, format!("{}{}", "{\"lines\":".repeat(200), "}".repeat(200))).await.0, 422);
         assert_eq!(status(JSON, vec![b' '; MAX_BODY + 1]).await.0, 413);
         for (invalid, answer) in [
-            (r#"{"lines":[{"quantity":1},{"quantity":"2"}]}"#, (422, "/problems/invalid-value /lines/1/quantity")),
-            (r#"{"lines":[{"quantity":9223372036854775808}]}"#, (422, "/problems/invalid-value /lines/0/quantity")),
+            (
+                r#"{"lines":[{"quantity":1},{"quantity":"2"}]}"#,
+                (422, "/problems/invalid-value /lines/1/quantity"),
+            ),
+            (
+                r#"{"lines":[{"quantity":9223372036854775808}]}"#,
+                (422, "/problems/invalid-value /lines/0/quantity"),
+            ),
             (r#"{"lines":[{"quantity":1.0}]}"#, (422, "/problems/invalid-value /lines/0/quantity")),
             (r#"{"lines":[{}]}"#, (422, "/problems/invalid-value /lines/0")),
             (r#"{"lines":null}"#, (422, "/problems/invalid-value /lines")),
@@ -286,7 +326,10 @@ mod tests {
     fn traces_are_taken_only_when_well_formed() {
         assert!(trace_id("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").is_some());
         for bad in [
-            "", "00", "00-0-0-0", "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "",
+            "00",
+            "00-0-0-0",
+            "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
             "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
             "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
             "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",

@@ -77,7 +77,9 @@ async fn pass(State(gate): State<Gate>, request: Request, next: Next) -> Respons
     let method = method_index(request.method());
     let path = request.extensions().get::<MatchedPath>().cloned();
     let mut response = match gate.space.try_acquire() {
-        Err(_) => Problem::new(&problem::OVERLOADED, "too many requests at once").with_retry_after(1).into_response(),
+        Err(_) => Problem::new(&problem::OVERLOADED, "too many requests at once")
+            .with_retry_after(1)
+            .into_response(),
         Ok(_space) => {
             let answer = AssertUnwindSafe(next.run(request)).catch_unwind();
             match tokio::time::timeout(gate.answer_within, answer).await {
@@ -95,7 +97,12 @@ async fn pass(State(gate): State<Gate>, request: Request, next: Next) -> Respons
             headers.insert(name, value.clone());
         }
     }
-    record(path.as_ref().map_or("unmatched", MatchedPath::as_str), method, response.status().as_u16(), started);
+    record(
+        path.as_ref().map_or("unmatched", MatchedPath::as_str),
+        method,
+        response.status().as_u16(),
+        started,
+    );
     response
 }
 
@@ -104,10 +111,7 @@ static SECURITY: [(HeaderName, HeaderValue); 4] = [
     (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
     (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
     (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
-    (
-        header::CONTENT_SECURITY_POLICY,
-        HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"),
-    ),
+    (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'")),
 ];
 
 const METHODS: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OTHER"];

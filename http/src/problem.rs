@@ -167,7 +167,12 @@ impl Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         if self.status == 500 {
-            tracing::error!(instance = self.instance, kind = self.kind, detail = self.detail, "answered with a problem");
+            tracing::error!(
+                instance = self.instance,
+                kind = self.kind,
+                detail = self.detail,
+                "answered with a problem"
+            );
         }
         let body = serde_json::to_vec(&self).expect("texts and numbers can be written as JSON");
         let mut response = (self.status(), body).into_response();
@@ -207,14 +212,15 @@ impl From<&ProblemKind> for Page {
 /// `GET /problems` and `GET /problems/{slug}`: what each kind means.
 pub fn pages<S: Clone + Send + Sync + 'static>() -> Router<S> {
     Router::new()
-        .route("/problems", get(async || axum::Json(ALL.iter().map(|&kind| Page::from(kind)).collect::<Vec<_>>())))
+        .route(
+            "/problems",
+            get(async || axum::Json(ALL.iter().map(|&kind| Page::from(kind)).collect::<Vec<_>>())),
+        )
         .route(
             "/problems/{slug}",
-            get(async |Path(slug): Path<String>| {
-                match ALL.iter().find(|kind| kind.slug == slug) {
-                    Some(&kind) => axum::Json(Page::from(kind)).into_response(),
-                    None => Problem::new(&NOT_FOUND, "there is no such kind of problem").into_response(),
-                }
+            get(async |Path(slug): Path<String>| match ALL.iter().find(|kind| kind.slug == slug) {
+                Some(&kind) => axum::Json(Page::from(kind)).into_response(),
+                None => Problem::new(&NOT_FOUND, "there is no such kind of problem").into_response(),
             }),
         )
 }

@@ -25,7 +25,12 @@ const HEAD_BYTES: usize = 64 * 1024;
 ///
 /// # Errors
 /// None today; accepting goes on after errors of single connections.
-pub async fn serve(listener: TcpListener, router: Router, limits: Limits, stop: CancellationToken) -> io::Result<()> {
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    limits: Limits,
+    stop: CancellationToken,
+) -> io::Result<()> {
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())

@@ -7,7 +7,7 @@
 //! | [`worker`] | a batch of events into rows and checkpoint, in one transaction; parking what cannot be applied |
 //! | [`runner`] | follows the log for one instance |
 //! | [`supervisor`] | keeps a runner for every instance that is to be fed |
-//! | [`rebuild`] | the next instance beside the live one, and the switch |
+//! | [`mod@rebuild`] | the next instance beside the live one, and the switch |
 //!
 //! A projection's checkpoint is written in the transaction of its rows: every event counts exactly once, whatever
 //! is killed. Every partition of keys has a checkpoint of its own, and what is not beyond it is skipped, so the
@@ -17,8 +17,6 @@ pub mod projection;
 pub mod rebuild;
 pub mod runner;
 pub mod supervisor;
-#[cfg(any(test, feature = "testing"))]
-pub mod testing;
 pub mod views;
 pub mod worker;
 
@@ -45,7 +43,9 @@ pub enum ProjectorError {
     #[error("there is no projection {0}; there are {1}")]
     UnknownProjection(String, String),
     /// The instance was made by a fold that this program does not have.
-    #[error("{name} instance {instance} was made by fold version {fold_version}, which this program does not have")]
+    #[error(
+        "{name} instance {instance} was made by fold version {fold_version}, which this program does not have"
+    )]
     UnknownFold {
         /// The projection.
         name: String,

@@ -78,7 +78,12 @@ pub trait Projection: Send + Sync + 'static {
     fn remove(&self, instance: i32) -> Vec<String>;
 
     /// Folds a batch in memory and writes it with statements over sets, in the caller's transaction.
-    fn apply<'a>(&'a self, connection: &'a mut PgConnection, instance: i32, events: &'a [Event]) -> Applied<'a>;
+    fn apply<'a>(
+        &'a self,
+        connection: &'a mut PgConnection,
+        instance: i32,
+        events: &'a [Event],
+    ) -> Applied<'a>;
 }
 
 /// Every projection that this program has.

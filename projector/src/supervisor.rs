@@ -165,7 +165,10 @@ pub(crate) fn target_of(instance: &Instance) -> Result<Target, ProjectorError> {
 ///
 /// # Errors
 /// The database's.
-pub async fn ensure_live(connection: &mut PgConnection, projection: &dyn Projection) -> Result<(), ProjectorError> {
+pub async fn ensure_live(
+    connection: &mut PgConnection,
+    projection: &dyn Projection,
+) -> Result<(), ProjectorError> {
     let known = sqlx::query("SELECT 1 FROM views.projections WHERE name = $1 LIMIT 1")
         .bind(projection.name())
         .fetch_optional(&mut *connection)

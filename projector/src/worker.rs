@@ -106,13 +106,16 @@ impl Worker {
         .bind(partitions)
         .fetch_all(&mut connection)
         .await?;
-        let checkpoints =
-            rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Result<_, sqlx::Error>>()?;
-        let rows = sqlx::query("SELECT DISTINCT partition_key FROM views.parked WHERE name = $1 AND instance = $2")
-            .bind(name)
-            .bind(target.instance)
-            .fetch_all(&mut connection)
-            .await?;
+        let checkpoints = rows
+            .iter()
+            .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+            .collect::<Result<_, sqlx::Error>>()?;
+        let rows =
+            sqlx::query("SELECT DISTINCT partition_key FROM views.parked WHERE name = $1 AND instance = $2")
+                .bind(name)
+                .bind(target.instance)
+                .fetch_all(&mut connection)
+                .await?;
         let parked = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, sqlx::Error>>()?;
         Ok(Self { target, connection, checkpoints, parked, publishes })
     }
@@ -220,8 +223,12 @@ impl Worker {
     /// The database's.
     pub async fn retry_parked(&mut self, log: &Log) -> Result<(), ProjectorError> {
         let name = self.target.projection.name();
-        let mine: Vec<Uuid> =
-            self.parked.iter().copied().filter(|key| self.checkpoints.contains_key(&partition_of(*key))).collect();
+        let mine: Vec<Uuid> = self
+            .parked
+            .iter()
+            .copied()
+            .filter(|key| self.checkpoints.contains_key(&partition_of(*key)))
+            .collect();
         for key in mine {
             let rows = sqlx::query(
                 "SELECT position FROM views.parked WHERE name = $1 AND instance = $2 AND partition_key = $3 \
@@ -249,7 +256,11 @@ impl Worker {
         Ok(())
     }
 
-    async fn unpark(&mut self, position: Position, recorded: Option<&RecordedEvent>) -> Result<bool, ProjectorError> {
+    async fn unpark(
+        &mut self,
+        position: Position,
+        recorded: Option<&RecordedEvent>,
+    ) -> Result<bool, ProjectorError> {
         let Some((recorded, fact)) = recorded.and_then(|event| Some((event, event.decode().ok()?))) else {
             return Ok(false);
         };
@@ -431,7 +442,11 @@ async fn try_apply(
     }
 }
 
-async fn park(connection: &mut PgConnection, target: Target, parking: &[Parking<'_>]) -> Result<(), sqlx::Error> {
+async fn park(
+    connection: &mut PgConnection,
+    target: Target,
+    parking: &[Parking<'_>],
+) -> Result<(), sqlx::Error> {
     if parking.is_empty() {
         return Ok(());
     }

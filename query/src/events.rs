@@ -46,7 +46,8 @@ async fn stream(
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
     actor.require(&[Role::Analyst])?;
-    let parameters = Parameters::read(query.as_deref(), &["from", "to", "type", "category", "stream", "follow"])?;
+    let parameters =
+        Parameters::read(query.as_deref(), &["from", "to", "type", "category", "stream", "follow"])?;
     let from: i64 = parameters.parse("from", "a position")?.unwrap_or(1);
     let to: Option<i64> = parameters.parse("to", "a position")?;
     if from < 1 || to.is_some_and(|to| to < 0) {
@@ -90,7 +91,14 @@ async fn stream(
     Ok((headers, Body::from_stream(body)).into_response())
 }
 
-async fn read(log: Log, filter: Filter, mut at: i64, to: Option<i64>, follow: bool, pages: mpsc::Sender<Page>) {
+async fn read(
+    log: Log,
+    filter: Filter,
+    mut at: i64,
+    to: Option<i64>,
+    follow: bool,
+    pages: mpsc::Sender<Page>,
+) {
     let mut wake = log.wake();
     let last = to.unwrap_or(i64::MAX);
     let newest = wake.borrow_and_update().position;

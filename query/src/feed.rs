@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use tidemark_events::{Epoch, Position};
+use tidemark_views::ViewError;
 use tidemark_views::feed::{self, Kind};
 use tidemark_views::instance::{self, State};
-use tidemark_views::ViewError;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 

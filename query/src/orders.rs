@@ -29,7 +29,10 @@ pub(crate) fn routes() -> OpenApiRouter<QueryState> {
 /// The live table, once there is one.
 fn table(state: &QueryState) -> Result<i32, Problem> {
     match state.0.standing.of(View::Orders).instance {
-        0 => Err(Problem::new(&problem::UNAVAILABLE, "the view of orders is not there yet").with_retry_after(1)),
+        0 => {
+            Err(Problem::new(&problem::UNAVAILABLE, "the view of orders is not there yet")
+                .with_retry_after(1))
+        }
         instance => Ok(instance),
     }
 }

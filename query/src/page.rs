@@ -26,7 +26,10 @@ impl Parameters {
     pub(crate) fn read(query: Option<&str>, known: &[&str]) -> Result<Self, Problem> {
         let query = query.unwrap_or_default();
         if query.len() > MAX_QUERY {
-            return Err(Problem::new(&problem::INVALID_PARAMETER, format!("more than {MAX_QUERY} bytes of query")));
+            return Err(Problem::new(
+                &problem::INVALID_PARAMETER,
+                format!("more than {MAX_QUERY} bytes of query"),
+            ));
         }
         let mut parameters: Vec<(String, String)> = Vec::new();
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
@@ -47,12 +50,17 @@ impl Parameters {
 
     /// A parameter that is there and not empty.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(known, value)| known == name && !value.is_empty()).map(|(_, value)| value.as_str())
+        self.0
+            .iter()
+            .find(|(known, value)| known == name && !value.is_empty())
+            .map(|(_, value)| value.as_str())
     }
 
     /// A parameter as something else.
     pub(crate) fn parse<T: std::str::FromStr>(&self, name: &str, what: &str) -> Result<Option<T>, Problem> {
-        self.get(name).map(|text| text.parse().map_err(|_| invalid(name, format!("must be {what}")))).transpose()
+        self.get(name)
+            .map(|text| text.parse().map_err(|_| invalid(name, format!("must be {what}"))))
+            .transpose()
     }
 
     /// How many items a page has.
@@ -67,8 +75,11 @@ impl Parameters {
 
     /// Tells one query from another: a cursor belongs to one. Its page and its form do not count.
     pub(crate) fn fingerprint(&self) -> String {
-        let mut parts: Vec<&(String, String)> =
-            self.0.iter().filter(|(name, _)| !matches!(name.as_str(), "cursor" | "limit" | "fields")).collect();
+        let mut parts: Vec<&(String, String)> = self
+            .0
+            .iter()
+            .filter(|(name, _)| !matches!(name.as_str(), "cursor" | "limit" | "fields"))
+            .collect();
         parts.sort();
         let mut context = digest::Context::new(&digest::SHA256);
         for (name, value) in parts {
@@ -132,7 +143,16 @@ mod tests {
 
     #[test]
     fn parameters_are_known_and_bounded() {
-        for bad in ["x=1", "q=1&q=2", "q=%00", "limit=0", "limit=101", "limit=-1", "limit=ten", "limit=99999999999999999999"] {
+        for bad in [
+            "x=1",
+            "q=1&q=2",
+            "q=%00",
+            "limit=0",
+            "limit=101",
+            "limit=-1",
+            "limit=ten",
+            "limit=99999999999999999999",
+        ] {
             assert!(read(bad).and_then(|parameters| parameters.limit()).is_err(), "{bad}");
         }
         assert!(read(&format!("q={}", "a".repeat(5_000))).is_err());
@@ -146,7 +166,11 @@ mod tests {
         let cursor = first.cursor_after(("Lamp".to_owned(), 3));
         let next = read(&format!("limit=7&q=lamp&cursor={cursor}")).unwrap();
         assert_eq!(next.cursor::<(String, i32)>().unwrap(), Some(("Lamp".to_owned(), 3)));
-        for other in [format!("q=shade&cursor={cursor}"), format!("q=lamp&cursor=x{cursor}"), "cursor=%7B%7D".to_owned()] {
+        for other in [
+            format!("q=shade&cursor={cursor}"),
+            format!("q=lamp&cursor=x{cursor}"),
+            "cursor=%7B%7D".to_owned(),
+        ] {
             assert!(read(&other).unwrap().cursor::<(String, i32)>().is_err(), "{other}");
         }
         assert!(next.cursor::<(i32, i32)>().is_err(), "keys of another form");

@@ -61,7 +61,8 @@ impl QueryState {
         };
         let waited = tokio::time::timeout(self.0.config.wait_within, standing.wait_for(reached)).await;
         let stands = waited.ok().and_then(|reached| reached.ok().map(|stands| *stands)).ok_or_else(|| {
-            Problem::new(&problem::VIEW_BEHIND, "the views have not come to that position yet").with_retry_after(1)
+            Problem::new(&problem::VIEW_BEHIND, "the views have not come to that position yet")
+                .with_retry_after(1)
         })?;
         let epoch = views.iter().map(|&view| stands[view as usize].epoch).max();
         match (mark.epoch, epoch) {
@@ -74,7 +75,10 @@ impl QueryState {
     async fn check_history(&self, epoch: Epoch, position: Position) -> Result<(), Problem> {
         match self.0.log.epoch_end(epoch).await {
             Ok(Some(end)) if position <= end => Ok(()),
-            Ok(_) => Err(Problem::new(&problem::POSITION_UNKNOWN, "that position is not part of this log's history")),
+            Ok(_) => Err(Problem::new(
+                &problem::POSITION_UNKNOWN,
+                "that position is not part of this log's history",
+            )),
             Err(error) => {
                 tracing::warn!(%error, "cannot look up an epoch");
                 Err(Problem::new(&problem::UNAVAILABLE, "the log cannot be read now").with_retry_after(1))

@@ -52,7 +52,8 @@ async fn one(
     state.wait(after, &[View::Products, View::Stock]).await?;
     let trusted = state.0.standing.is_fresh();
     let found = state.0.cache.get(Key::Product(id), trusted, async || load(&state, id).await).await?;
-    let ready = found.ok_or_else(|| Problem::new(&problem::NOT_FOUND, format!("there is no product {id}")))?;
+    let ready =
+        found.ok_or_else(|| Problem::new(&problem::NOT_FOUND, format!("there is no product {id}")))?;
     if let Some(query) = query {
         let parameters = Parameters::read(Some(&query), &["fields"])?;
         if let Some(fields) = parameters.get("fields") {
@@ -196,7 +197,9 @@ impl Sort {
             Some("-price") => Ok(Self::Price { descending: true }),
             Some("newest") => Ok(Self::Newest),
             Some("relevance") if searching => Ok(Self::Relevance),
-            Some(_) => Err(invalid("sort", "must be name, -name, price, -price, newest or, with q, relevance")),
+            Some(_) => {
+                Err(invalid("sort", "must be name, -name, price, -price, newest or, with q, relevance"))
+            }
         }
     }
 
@@ -223,7 +226,15 @@ async fn page(state: &QueryState, query: &str) -> Result<Ready, Problem> {
     let min_price: Option<i64> = parameters.parse("min_price", "minor units")?;
     let max_price: Option<i64> = parameters.parse("max_price", "minor units")?;
     let cursor: Option<SortKey> = parameters.cursor()?;
-    let sql = statement(tables(state)?, &parameters, search.is_some(), sort, cursor.is_some(), min_price, max_price);
+    let sql = statement(
+        tables(state)?,
+        &parameters,
+        search.is_some(),
+        sort,
+        cursor.is_some(),
+        min_price,
+        max_price,
+    );
     let (after_value, after_id) = cursor.map_or((None, None), |SortKey(value, id)| (Some(value), Some(id)));
     let read_at = Instant::now();
     let rows = sqlx::query(AssertSqlSafe(sql))
@@ -298,7 +309,8 @@ fn statement(
     if max_price.is_some() {
         filters.push_str(" AND price_amount <= $5");
     }
-    let continuation = if continued { format!("({column}, id) {compare} ($6::{kind}, $7::uuid)") } else { String::new() };
+    let continuation =
+        if continued { format!("({column}, id) {compare} ($6::{kind}, $7::uuid)") } else { String::new() };
     let mut sql = String::new();
     // What is not used must still have a type.
     let types = "$2::text IS NULL, $3::text IS NULL, $4::bigint IS NULL, $5::bigint IS NULL, $6::text IS NULL, \

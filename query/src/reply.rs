@@ -21,7 +21,12 @@ pub(crate) enum Kept {
 }
 
 /// The answer of a ready body.
-pub(crate) fn ready(request: &HeaderMap, ready: &Ready, kept: Kept, after: After) -> Result<Response, Problem> {
+pub(crate) fn ready(
+    request: &HeaderMap,
+    ready: &Ready,
+    kept: Kept,
+    after: After,
+) -> Result<Response, Problem> {
     if ready.parked && after.0.is_some() {
         let detail = "events of this are parked: the view does not hold all that was written";
         return Err(Problem::new(&problem::VIEW_BEHIND, detail).with_retry_after(30));
@@ -60,7 +65,9 @@ pub(crate) fn bytes(request: &HeaderMap, body: Bytes, etag: HeaderValue, kept: K
 }
 
 fn matches(request: &HeaderMap, etag: &HeaderValue) -> bool {
-    let Some(asked) = request.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok()) else { return false };
+    let Some(asked) = request.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok()) else {
+        return false;
+    };
     let tag = etag.to_str().unwrap_or_default();
     asked.split(',').map(|one| one.trim().trim_start_matches("W/")).any(|one| one == tag || one == "*")
 }
@@ -104,7 +111,9 @@ mod tests {
     #[test]
     fn whoever_has_the_body_is_told_so() {
         let etag = HeaderValue::from_static("\"3-4\"");
-        for (asked, status) in [("\"3-4\"", 304), ("W/\"3-4\"", 304), ("\"1\", \"3-4\"", 304), ("*", 304), ("\"3\"", 200)] {
+        for (asked, status) in
+            [("\"3-4\"", 304), ("W/\"3-4\"", 304), ("\"1\", \"3-4\"", 304), ("*", 304), ("\"3\"", 200)]
+        {
             let mut headers = HeaderMap::new();
             headers.insert(header::IF_NONE_MATCH, HeaderValue::from_str(asked).unwrap());
             let response = bytes(&headers, Bytes::from_static(b"{}"), etag.clone(), Kept::Publicly);

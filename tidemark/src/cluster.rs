@@ -33,7 +33,9 @@ const USER: &str = "tidemark";
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClusterError {
     /// There is no PostgreSQL on this machine.
-    #[error("PostgreSQL's server programs were not found. Install them (Debian: apt-get install postgresql; macOS: brew install postgresql@17), or name a running server with DATABASE_URL")]
+    #[error(
+        "PostgreSQL's server programs were not found. Install them (Debian: apt-get install postgresql; macOS: brew install postgresql@17), or name a running server with DATABASE_URL"
+    )]
     NotInstalled,
     /// Another `tidemark up` runs on the same directory.
     #[error("another tidemark is running on {}", .0.display())]
@@ -126,7 +128,10 @@ impl Cluster {
         let log = data_dir.join("postgres.log");
         match cluster.running() {
             Some(pid) => {
-                tracing::info!(pid = pid.as_raw_nonzero().get(), "taking over the private PostgreSQL that runs still");
+                tracing::info!(
+                    pid = pid.as_raw_nonzero().get(),
+                    "taking over the private PostgreSQL that runs still"
+                );
                 cluster.wait(&log, None).await?;
                 cluster.server = Some(Server::TakenOver(pid));
             }
@@ -186,7 +191,9 @@ impl Cluster {
         fs::create_dir(&draft).map_err(io(format!("cannot make {}", draft.display())))?;
         hand_over(&draft, runner)?;
         let mut command = program(&bin.join("initdb"), runner);
-        command.args(["-U", USER, "-E", "UTF8", "--locale=C", "-A", "trust", "--data-checksums", "-D"]).arg(&draft);
+        command
+            .args(["-U", USER, "-E", "UTF8", "--locale=C", "-A", "trust", "--data-checksums", "-D"])
+            .arg(&draft);
         let output = command.output().await.map_err(io("cannot run initdb"))?;
         if !output.status.success() {
             return Err(ClusterError::Init(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
@@ -236,7 +243,9 @@ impl Cluster {
             // A new segment of the write-ahead log is filled with zeros while a commit waits, for tens of
             // milliseconds. Made now and recycled ever after, so that no commit waits for one.
             for _ in 0..WAL_SEGMENTS {
-                connection.execute("SELECT pg_logical_emit_message(false, 'tidemark', ''), pg_switch_wal()").await?;
+                connection
+                    .execute("SELECT pg_logical_emit_message(false, 'tidemark', ''), pg_switch_wal()")
+                    .await?;
             }
             connection.execute("CHECKPOINT").await?;
             connection.execute("CREATE DATABASE tidemark").await?;
@@ -293,7 +302,8 @@ fn socket_dir(data_dir: &Path, runner: Option<&Runner>) -> Result<PathBuf, Clust
     let dir = if near.as_os_str().len() <= MAX_SOCKET_DIR {
         near
     } else {
-        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, data_dir.as_os_str().as_encoded_bytes());
+        let digest =
+            aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, data_dir.as_os_str().as_encoded_bytes());
         let name: String = digest.as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
         std::env::temp_dir().join(format!("tidemark-{name}"))
     };
@@ -331,7 +341,8 @@ fn runner() -> Result<Option<Runner>, ClusterError> {
     let find = |wanted: &str| {
         users.lines().find_map(|line| {
             let fields: Vec<&str> = line.split(':').collect();
-            let (name, uid, gid) = (*fields.first()?, fields.get(2)?.parse().ok()?, fields.get(3)?.parse().ok()?);
+            let (name, uid, gid) =
+                (*fields.first()?, fields.get(2)?.parse().ok()?, fields.get(3)?.parse().ok()?);
             (name == wanted).then(|| Runner { name: name.to_owned(), uid, gid })
         })
     };
@@ -342,7 +353,9 @@ fn runner() -> Result<Option<Runner>, ClusterError> {
 fn find_programs() -> Option<PathBuf> {
     let complete = |dir: &PathBuf| dir.join("postgres").exists() && dir.join("initdb").exists();
     let mut found: Vec<(u32, PathBuf)> = Vec::new();
-    for (root, suffix) in [("/usr/lib/postgresql", "bin"), ("/opt/homebrew/opt", "bin"), ("/usr/local/opt", "bin")] {
+    for (root, suffix) in
+        [("/usr/lib/postgresql", "bin"), ("/opt/homebrew/opt", "bin"), ("/usr/local/opt", "bin")]
+    {
         let entries = fs::read_dir(root).into_iter().flatten().flatten();
         for entry in entries {
             let name = entry.file_name().to_string_lossy().into_owned();

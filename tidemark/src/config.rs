@@ -183,7 +183,8 @@ mod tests {
     fn times_have_units() {
         assert_eq!(duration("15m"), Ok(Duration::from_secs(900)));
         assert_eq!(duration("7d"), Ok(Duration::from_secs(604_800)));
-        for bad in ["", "1", "h", "1.5h", "-1h", "1w", "99999999999999999999h", "18446744073709551615d", "1é"] {
+        for bad in ["", "1", "h", "1.5h", "-1h", "1w", "99999999999999999999h", "18446744073709551615d", "1é"]
+        {
             assert!(duration(bad).is_err(), "{bad}");
         }
     }

@@ -34,8 +34,13 @@ pub(crate) fn data_dir(given: Option<&Path>) -> Result<PathBuf, Failure> {
         None => {
             // PostgreSQL refuses root, so as root its files belong to another user, who must be able to reach them.
             let here = Path::new("data");
-            let current = std::env::current_dir().map_err(Failure::io("cannot find the current directory"))?;
-            if cluster::others_can_reach(&current) { made(here) } else { made(Path::new("/var/lib/tidemark")) }
+            let current =
+                std::env::current_dir().map_err(Failure::io("cannot find the current directory"))?;
+            if cluster::others_can_reach(&current) {
+                made(here)
+            } else {
+                made(Path::new("/var/lib/tidemark"))
+            }
         }
     }
 }
@@ -46,9 +51,14 @@ impl Database {
         let data_dir = data_dir(options.data_dir.as_deref())?;
         match &options.database_url {
             Some(url) => {
-                let options = log::connect_options(url).map_err(|error| {
-                    Failure::Configuration(format!("DATABASE_URL is no URL of a PostgreSQL: {error}"))
-                })?;
+                let wrong =
+                    "DATABASE_URL is no URL of a PostgreSQL, like postgres://user:password@host/database";
+                let options = ["postgres://", "postgresql://"]
+                    .iter()
+                    .any(|scheme| url.starts_with(scheme))
+                    .then(|| log::connect_options(url).ok())
+                    .flatten()
+                    .ok_or_else(|| Failure::Configuration(wrong.to_owned()))?;
                 wait_for(&options).await;
                 Ok(Self { options, data_dir, cluster: None })
             }

@@ -51,7 +51,12 @@ async fn build(options: &RebuildOptions, database: &Database) -> Result<(), Fail
     let instance = rebuild(&log, &database.options, &options.name, &stop, report).await?;
     let head = log.head().await?.position;
     let seconds = started.elapsed().as_secs_f64();
-    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate for people")]
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a rate for people"
+    )]
     let rate = (head as f64 / seconds) as u64;
     tracing::info!(
         name = options.name, instance, events = head, folded_here = folded,

@@ -71,7 +71,8 @@ async fn shop(
     };
     let (writer, writing) =
         Writer::spawn(log.clone(), database.options.clone(), writer_config, writer_stop.clone());
-    let projector_config = ProjectorConfig { workers: options.projector_workers, ..ProjectorConfig::default() };
+    let projector_config =
+        ProjectorConfig { workers: options.projector_workers, ..ProjectorConfig::default() };
     let projecting =
         Supervisor::spawn(log.clone(), database.options.clone(), projector_config, parts_stop.clone());
     let query_config = QueryConfig { cache_bytes: mib(options.cache_mib) as u64, ..QueryConfig::default() };

@@ -146,7 +146,13 @@ pub fn place<S: States>(
     let placed = OrderPlaced { customer_id: command.customer_id, lines, total, placed_at: now };
     events.push(Happened::to_order(id, placed));
     events.extend(reserved);
-    Ok(Decision { subject: id, stream_id: id, status: OrderStatus::Placed.as_str(), total: Some(total), events })
+    Ok(Decision {
+        subject: id,
+        stream_id: id,
+        status: OrderStatus::Placed.as_str(),
+        total: Some(total),
+        events,
+    })
 }
 
 /// A product's lines as one, with the index of the first of them.
@@ -216,13 +222,18 @@ fn price_line<S: States>(
     Ok((OrderLine { product_id, quantity, unit_price: price.amount, amount }, sum))
 }
 
-fn reserve<S: States>(order: Uuid, wanted: &[Wanted], shop: &Shop<'_, S>) -> Result<Vec<Happened>, Rejection> {
+fn reserve<S: States>(
+    order: Uuid,
+    wanted: &[Wanted],
+    shop: &Shop<'_, S>,
+) -> Result<Vec<Happened>, Rejection> {
     let mut reserved = Vec::with_capacity(wanted.len());
     let mut complaint = None;
     for &Wanted { line, product, quantity } in wanted {
         let available = shop.stock(product).available();
         if available < quantity {
-            complaint = complaint.or(Some(Rejection::OutOfStock { line, product, wanted: quantity, available }));
+            complaint =
+                complaint.or(Some(Rejection::OutOfStock { line, product, wanted: quantity, available }));
         }
         let event = StockReserved { product_id: product, order_id: order, quantity };
         reserved.push(Happened::to_stock(product, event));

@@ -3,7 +3,9 @@
 use axum::extract::State;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
-use tidemark_http::{Actor, Flow, IdempotencyKey, IfMatch, Json, OptionalJson, PathId, Problem, Role, problem};
+use tidemark_http::{
+    Actor, Flow, IdempotencyKey, IfMatch, Json, OptionalJson, PathId, Problem, Role, problem,
+};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -67,7 +69,8 @@ async fn place(
         let detail = format!("must have 1 to {MAX_LINES} lines, has {}", body.lines.len());
         return Err(Problem::new(&problem::INVALID_VALUE, detail.clone()).with_error("/lines", detail));
     }
-    let lines = body.lines.iter().map(|line| Line { product_id: line.product_id, quantity: line.quantity }).collect();
+    let lines =
+        body.lines.iter().map(|line| Line { product_id: line.product_id, quantity: line.quantity }).collect();
     let command = Command::PlaceOrder(PlaceOrder {
         order_id: NewId::Fresh(Uuid::now_v7()),
         customer_id: actor.subject,
@@ -114,7 +117,8 @@ async fn cancel(
         Role::Customer => Requester::Customer(actor.subject),
         _ => Requester::Staff,
     };
-    let call = Call { actor: &actor, flow, route: format!("POST /v1/orders/{id}/cancellation"), key, if_match };
+    let call =
+        Call { actor: &actor, flow, route: format!("POST /v1/orders/{id}/cancellation"), key, if_match };
     call.require_key()?;
     let body = body.unwrap_or_default();
     let command = Command::CancelOrder(CancelOrder { order_id: id, requester, reason: body.reason.clone() });

@@ -4,7 +4,8 @@ mod decider;
 pub(crate) mod http;
 
 pub use decider::{
-    CancelOrder, DeliverOrder, Line, Order, OrderStatus, PlaceOrder, Requester, ShipOrder, cancel, deliver, place, ship,
+    CancelOrder, DeliverOrder, Line, Order, OrderStatus, PlaceOrder, Requester, ShipOrder, cancel, deliver,
+    place, ship,
 };
 
 /// The most lines an order may have.

@@ -1,10 +1,12 @@
 //! What may happen to a product: draft → published → retired, each with a SKU of its own.
 
 use serde::{Deserialize, Serialize};
-use tidemark_events::fact::ProductEvent;
-use tidemark_events::product::{PriceChanged, ProductCreated, ProductPublished, ProductRetired, ProductRevised};
-use tidemark_events::sku::{SkuClaimed, SkuReleased};
 use tidemark_events::Money;
+use tidemark_events::fact::ProductEvent;
+use tidemark_events::product::{
+    PriceChanged, ProductCreated, ProductPublished, ProductRetired, ProductRevised,
+};
+use tidemark_events::sku::{SkuClaimed, SkuReleased};
 use uuid::Uuid;
 
 use crate::command::NewId;

@@ -78,7 +78,8 @@ async fn create(
 ) -> Result<Response, Problem> {
     actor.require(STAFF)?;
     let call = Call { actor: &actor, flow, route: "POST /v1/products".to_owned(), key, if_match };
-    call.submit(&state.writer, vec![body.command()], &body, |outcomes| created_at("/v1/products", outcomes)).await
+    call.submit(&state.writer, vec![body.command()], &body, |outcomes| created_at("/v1/products", outcomes))
+        .await
 }
 
 /// Products to be, each taken or refused by itself.
@@ -267,7 +268,8 @@ async fn publish(
 ) -> Result<Response, Problem> {
     actor.require(STAFF)?;
     let command = Command::PublishProduct(PublishProduct { product_id: id });
-    let call = Call { actor: &actor, flow, route: format!("PUT /v1/products/{id}/publication"), key, if_match };
+    let call =
+        Call { actor: &actor, flow, route: format!("PUT /v1/products/{id}/publication"), key, if_match };
     call.submit(&state.writer, vec![command], &(), done).await
 }
 
@@ -294,6 +296,7 @@ async fn retire(
 ) -> Result<Response, Problem> {
     actor.require(STAFF)?;
     let command = Command::RetireProduct(RetireProduct { product_id: id });
-    let call = Call { actor: &actor, flow, route: format!("PUT /v1/products/{id}/retirement"), key, if_match };
+    let call =
+        Call { actor: &actor, flow, route: format!("PUT /v1/products/{id}/retirement"), key, if_match };
     call.submit(&state.writer, vec![command], &(), done).await
 }

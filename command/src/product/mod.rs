@@ -4,6 +4,6 @@ mod decider;
 pub(crate) mod http;
 
 pub use decider::{
-    CreateProduct, Product, ProductStatus, PublishProduct, RetireProduct, ReviseProduct, SetPrice, create, publish,
-    retire, revise, set_price,
+    CreateProduct, Product, ProductStatus, PublishProduct, RetireProduct, ReviseProduct, SetPrice, create,
+    publish, retire, revise, set_price,
 };

@@ -51,7 +51,8 @@ async fn receive(
     Json(body): Json<Receipt>,
 ) -> Result<Response, Problem> {
     actor.require(STAFF)?;
-    let call = Call { actor: &actor, flow, route: format!("POST /v1/products/{id}/stock-receipts"), key, if_match };
+    let call =
+        Call { actor: &actor, flow, route: format!("POST /v1/products/{id}/stock-receipts"), key, if_match };
     call.require_key()?;
     let command = Command::ReceiveStock(ReceiveStock { product_id: id, quantity: body.quantity });
     let render: crate::writer::Render = |outcomes| {

@@ -228,7 +228,11 @@ impl Loop {
     }
 
     /// Commits one group and answers it. A group that the database refuses comes back to be halved.
-    async fn commit_group(&mut self, mut group: Vec<Job>, deferred: &mut Vec<Job>) -> Option<(Vec<Job>, LogError)> {
+    async fn commit_group(
+        &mut self,
+        mut group: Vec<Job>,
+        deferred: &mut Vec<Job>,
+    ) -> Option<(Vec<Job>, LogError)> {
         for attempt in 1.. {
             group = begin_in_time(group);
             if group.is_empty() {
@@ -346,7 +350,8 @@ impl Loop {
             None => self.connect().await.map_err(Trouble::Away)?,
         };
         self.load(&mut connection, group).await?;
-        let repeated = group.iter().filter_map(|job| job.request.key).any(|scope| self.keys.contains(scope.key));
+        let repeated =
+            group.iter().filter_map(|job| job.request.key).any(|scope| self.keys.contains(scope.key));
         if self.contended == 0 && !repeated {
             if let Some(done) = self.try_swiftly(&mut connection, group).await? {
                 self.connection = Some(connection);
@@ -474,7 +479,10 @@ impl Loop {
             // A writer that starts has no states that could be behind: it begins at the head.
             let after = if self.states.len() == 0 { i64::MAX - 1 } else { self.head.position };
             let loaded = connection.load(after, &missing, usable).await.map_err(Trouble::Away)?;
-            if loaded.head.is_some_and(|head| head.epoch != self.head.epoch || head.position < self.head.position) {
+            if loaded
+                .head
+                .is_some_and(|head| head.epoch != self.head.epoch || head.position < self.head.position)
+            {
                 // Another history, or none of this writer's yet.
                 self.states.clear();
                 self.touched.clear();
@@ -605,7 +613,10 @@ impl Loop {
         }
         let rendered = (request.render)(&outcomes);
         let reply = match rendered {
-            None => Err(outcomes.into_iter().find_map(Result::err).map_or(CommandError::Refused, CommandError::Rejected)),
+            None => Err(outcomes
+                .into_iter()
+                .find_map(Result::err)
+                .map_or(CommandError::Refused, CommandError::Rejected)),
             Some(rendered) => {
                 if let Some(scope) = request.key {
                     batch.store(NewAnswer {
@@ -641,7 +652,12 @@ impl Loop {
     }
 
     /// Writes a decision's events into the batch and folds them into the states.
-    fn write(&mut self, decision: Decision, request: &super::Request, batch: &mut Batch) -> Result<Accepted, LogError> {
+    fn write(
+        &mut self,
+        decision: Decision,
+        request: &super::Request,
+        batch: &mut Batch,
+    ) -> Result<Accepted, LogError> {
         if decision.events.len() > MAX_EVENTS_PER_DECISION {
             return Err(LogError::Unstorable {
                 event_type: "decision",
@@ -779,7 +795,9 @@ fn answer(job: Job, reply: Reply) {
     let outcome = match &reply {
         Ok(answer) if answer.replayed => "replayed",
         Ok(_) => "accepted",
-        Err(CommandError::Rejected(_) | CommandError::VersionMismatch { .. } | CommandError::KeyReused) => "rejected",
+        Err(CommandError::Rejected(_) | CommandError::VersionMismatch { .. } | CommandError::KeyReused) => {
+            "rejected"
+        }
         Err(CommandError::Overloaded) => "overloaded",
         Err(CommandError::OutcomeUnknown) => "unknown",
         Err(CommandError::Unavailable | CommandError::Unreadable(_) | CommandError::Refused) => "failed",
@@ -797,7 +815,9 @@ fn count(n: usize) -> f64 {
 async fn store_snapshots(log: Log, mut queue: mpsc::Receiver<Snapshot>) {
     let mut waiting = Vec::new();
     while queue.recv_many(&mut waiting, SNAPSHOT_QUEUE).await > 0 {
-        waiting.sort_unstable_by_key(|snapshot: &Snapshot| (snapshot.stream_id, std::cmp::Reverse(snapshot.version)));
+        waiting.sort_unstable_by_key(|snapshot: &Snapshot| {
+            (snapshot.stream_id, std::cmp::Reverse(snapshot.version))
+        });
         waiting.dedup_by_key(|snapshot| snapshot.stream_id);
         if let Err(error) = log.store_snapshots(&waiting).await {
             tracing::warn!(%error, snapshots = waiting.len(), "cannot store snapshots, going on without them");

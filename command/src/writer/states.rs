@@ -88,7 +88,10 @@ impl StateCache {
             wanted.iter().map(|&stream| (stream, Entry::default())).collect();
         for snapshot in &loaded.snapshots {
             if let Some(state) = state_of(snapshot) {
-                entries.insert(snapshot.stream_id, Entry { version: snapshot.version, position: snapshot.position, state: Some(state) });
+                entries.insert(
+                    snapshot.stream_id,
+                    Entry { version: snapshot.version, position: snapshot.position, state: Some(state) },
+                );
             }
         }
         for event in &loaded.events {

@@ -40,7 +40,10 @@ pub struct StoredAnswer {
 }
 
 /// Looks keys up, in the transaction of `connection`. Answers whose time is over make room for new ones.
-pub(super) async fn find(connection: &mut PgConnection, keys: &[Uuid]) -> Result<Vec<StoredAnswer>, LogError> {
+pub(super) async fn find(
+    connection: &mut PgConnection,
+    keys: &[Uuid],
+) -> Result<Vec<StoredAnswer>, LogError> {
     sqlx::query(
         "DELETE FROM log.answers WHERE key = ANY($1) AND created_at <= clock_timestamp() - make_interval(secs => $2)",
     )

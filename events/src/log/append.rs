@@ -299,11 +299,9 @@ impl WriterConnection {
 
     async fn check_history(&mut self) -> Result<(), LogError> {
         let mut transaction = self.connection.begin().await?;
-        let row = sqlx::query(
-            "SELECT position, epoch, system_identifier, timeline FROM log.head FOR UPDATE",
-        )
-        .fetch_one(&mut *transaction)
-        .await?;
+        let row = sqlx::query("SELECT position, epoch, system_identifier, timeline FROM log.head FOR UPDATE")
+            .fetch_one(&mut *transaction)
+            .await?;
         let (position, epoch): (Position, i32) = (row.try_get(0)?, row.try_get(1)?);
         let known: (Option<i64>, Option<i32>) = (row.try_get(2)?, row.try_get(3)?);
         let row = sqlx::query(
@@ -522,7 +520,9 @@ fn name_refusal(error: sqlx::Error, position: Position) -> LogError {
     const UNIQUE_VIOLATION: &str = "23505";
     let Some(refused) = error.as_database_error() else { return error.into() };
     match refused.code().as_deref() {
-        Some(CHECK_VIOLATION) if refused.message().contains("no partition") => LogError::NoPartition { position },
+        Some(CHECK_VIOLATION) if refused.message().contains("no partition") => {
+            LogError::NoPartition { position }
+        }
         Some(UNIQUE_VIOLATION) => LogError::Versions,
         _ => error.into(),
     }

@@ -68,7 +68,9 @@ pub(super) async fn tail(
     up_to: Position,
 ) -> Result<Vec<RecordedEvent>, LogError> {
     let rows = sqlx::query(concat!(
-        "SELECT ", event_columns!(), " FROM log.events WHERE position > $1 AND position <= $2 \
+        "SELECT ",
+        event_columns!(),
+        " FROM log.events WHERE position > $1 AND position <= $2 \
          ORDER BY position LIMIT $3"
     ))
     .bind(after)
@@ -85,12 +87,15 @@ async fn stream_events(
     snapshots: &[Snapshot],
 ) -> Result<Vec<RecordedEvent>, LogError> {
     let known: HashMap<Uuid, i64> = snapshots.iter().map(|s| (s.stream_id, s.version)).collect();
-    let after_versions: Vec<i64> = streams.iter().map(|stream| known.get(stream).copied().unwrap_or(0)).collect();
+    let after_versions: Vec<i64> =
+        streams.iter().map(|stream| known.get(stream).copied().unwrap_or(0)).collect();
     let rows = sqlx::query(concat!(
         "SELECT e.* FROM unnest($1::uuid[], $2::bigint[]) AS wanted (stream_id, after_version) \
          JOIN log.streams s ON s.stream_id = wanted.stream_id \
          JOIN log.partitions p ON p.from_position = s.partition \
-         CROSS JOIN LATERAL (SELECT ", event_columns!(), " FROM log.events \
+         CROSS JOIN LATERAL (SELECT ",
+        event_columns!(),
+        " FROM log.events \
          WHERE stream_id = s.stream_id AND version > wanted.after_version \
          AND position >= p.from_position AND position < p.to_position) e ORDER BY e.stream_id, e.version"
     ))

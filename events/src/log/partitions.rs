@@ -45,7 +45,10 @@ pub async fn ensure(pool: &PgPool, size: i64) -> Result<Partitions, LogError> {
     loop {
         let mut transaction = connection.begin().await?;
         sqlx::query("SET LOCAL lock_timeout = '2s'").execute(&mut *transaction).await?;
-        sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(ADVISORY_LOCK).execute(&mut *transaction).await?;
+        sqlx::query("SELECT pg_advisory_xact_lock($1)")
+            .bind(ADVISORY_LOCK)
+            .execute(&mut *transaction)
+            .await?;
         let row = sqlx::query(
             "SELECT position, COALESCE((SELECT max(to_position) FROM log.partitions), 1), \
              ARRAY(SELECT from_position FROM log.partitions ORDER BY from_position) FROM log.head",

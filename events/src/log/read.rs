@@ -70,11 +70,15 @@ impl Log {
         }
         let sql = match (filter.categories.is_empty() && filter.event_types.is_empty(), filter.stream_id) {
             (true, None) => concat!(
-                "SELECT ", event_columns!(), " FROM log.events \
+                "SELECT ",
+                event_columns!(),
+                " FROM log.events \
                  WHERE position > $1 AND position <= $2 ORDER BY position LIMIT $3"
             ),
             _ => concat!(
-                "SELECT ", event_columns!(), " FROM log.events \
+                "SELECT ",
+                event_columns!(),
+                " FROM log.events \
                  WHERE position > $1 AND position <= $2 \
                  AND ($4::text[] IS NULL OR category = ANY($4)) \
                  AND ($5::text[] IS NULL OR event_type = ANY($5)) \
@@ -120,7 +124,9 @@ impl Log {
     ) -> Result<Vec<RecordedEvent>, LogError> {
         let rows = sqlx::query(concat!(
             "SELECT e.* FROM log.streams s JOIN log.partitions p ON p.from_position = s.partition \
-             CROSS JOIN LATERAL (SELECT ", event_columns!(), " FROM log.events \
+             CROSS JOIN LATERAL (SELECT ",
+            event_columns!(),
+            " FROM log.events \
              WHERE stream_id = s.stream_id AND version > $2 \
              AND position >= p.from_position AND position < p.to_position) e \
              WHERE s.stream_id = $1 ORDER BY e.version LIMIT $3"

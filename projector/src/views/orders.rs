@@ -49,12 +49,21 @@ impl Projection for Orders {
         vec![format!("DROP TABLE IF EXISTS views.orders_{instance}")]
     }
 
-    fn apply<'a>(&'a self, connection: &'a mut PgConnection, instance: i32, events: &'a [Event]) -> Applied<'a> {
+    fn apply<'a>(
+        &'a self,
+        connection: &'a mut PgConnection,
+        instance: i32,
+        events: &'a [Event],
+    ) -> Applied<'a> {
         Box::pin(apply(connection, instance, events))
     }
 }
 
-async fn apply(connection: &mut PgConnection, instance: i32, events: &[Event]) -> Result<Vec<Uuid>, ApplyError> {
+async fn apply(
+    connection: &mut PgConnection,
+    instance: i32,
+    events: &[Event],
+) -> Result<Vec<Uuid>, ApplyError> {
     if events.is_empty() {
         return Ok(Vec::new());
     }
@@ -76,7 +85,11 @@ async fn apply(connection: &mut PgConnection, instance: i32, events: &[Event]) -
     Ok(new.iter().chain(&changed).map(|order| order.id).collect())
 }
 
-fn fold(orders: &mut HashMap<Uuid, OrderResource>, event: &Event, fact: &OrderEvent) -> Result<(), ApplyError> {
+fn fold(
+    orders: &mut HashMap<Uuid, OrderResource>,
+    event: &Event,
+    fact: &OrderEvent,
+) -> Result<(), ApplyError> {
     let id = event.stream_id;
     if let OrderEvent::OrderPlaced(placed) = fact {
         let line = |line: &tidemark_events::order::OrderLine| OrderLineResource {
@@ -133,15 +146,18 @@ async fn load(
     if ids.is_empty() {
         return Ok(HashMap::new());
     }
-    let rows = sqlx::query(AssertSqlSafe(format!("SELECT id, body FROM views.orders_{instance} WHERE id = ANY($1)")))
-        .bind(ids)
-        .fetch_all(connection)
-        .await?;
+    let rows = sqlx::query(AssertSqlSafe(format!(
+        "SELECT id, body FROM views.orders_{instance} WHERE id = ANY($1)"
+    )))
+    .bind(ids)
+    .fetch_all(connection)
+    .await?;
     let mut orders = HashMap::with_capacity(rows.len());
     for row in rows {
         let id: Uuid = row.try_get(0)?;
-        let order = serde_json::from_str(row.try_get(1)?)
-            .map_err(|error| ApplyError::Misfit(format!("the stored body of order {id} cannot be read: {error}")))?;
+        let order = serde_json::from_str(row.try_get(1)?).map_err(|error| {
+            ApplyError::Misfit(format!("the stored body of order {id} cannot be read: {error}"))
+        })?;
         orders.insert(id, order);
     }
     Ok(orders)
@@ -151,7 +167,11 @@ fn body(order: &OrderResource) -> Result<String, ApplyError> {
     serde_json::to_string(order).map_err(|error| ApplyError::Misfit(format!("order {}: {error}", order.id)))
 }
 
-async fn insert(connection: &mut PgConnection, instance: i32, orders: &[OrderResource]) -> Result<(), ApplyError> {
+async fn insert(
+    connection: &mut PgConnection,
+    instance: i32,
+    orders: &[OrderResource],
+) -> Result<(), ApplyError> {
     if orders.is_empty() {
         return Ok(());
     }
@@ -171,7 +191,11 @@ async fn insert(connection: &mut PgConnection, instance: i32, orders: &[OrderRes
     Ok(())
 }
 
-async fn update(connection: &mut PgConnection, instance: i32, orders: &[OrderResource]) -> Result<(), ApplyError> {
+async fn update(
+    connection: &mut PgConnection,
+    instance: i32,
+    orders: &[OrderResource],
+) -> Result<(), ApplyError> {
     if orders.is_empty() {
         return Ok(());
     }

@@ -41,7 +41,9 @@ impl Projection for Products {
     fn create(&self, instance: i32) -> Vec<String> {
         // Any word of the catalog's language is found as it is written: 'simple' neither stems nor drops words. What
         // is no letter or digit separates: "CRUSHED/CUBED" is two words, not a path.
-        let words = |column: &str| format!("to_tsvector('simple', regexp_replace({column}, '[^[:alnum:]]+', ' ', 'g'))");
+        let words = |column: &str| {
+            format!("to_tsvector('simple', regexp_replace({column}, '[^[:alnum:]]+', ' ', 'g'))")
+        };
         let (name, sku, description) = (words("name"), words("sku"), words("COALESCE(description, '')"));
         vec![format!(
             "CREATE TABLE views.products_{instance} (id uuid PRIMARY KEY, sku text NOT NULL, name text NOT NULL, \
@@ -63,7 +65,9 @@ impl Projection for Products {
             ),
             format!("CREATE INDEX IF NOT EXISTS {table}_name ON views.{table} (name, id) {on_sale}"),
             format!("CREATE INDEX IF NOT EXISTS {table}_price ON views.{table} (price_amount, id) {on_sale}"),
-            format!("CREATE INDEX IF NOT EXISTS {table}_new ON views.{table} (created_position, id) {on_sale}"),
+            format!(
+                "CREATE INDEX IF NOT EXISTS {table}_new ON views.{table} (created_position, id) {on_sale}"
+            ),
             format!(
                 "CREATE INDEX IF NOT EXISTS {table}_department_name ON views.{table} (department, name, id) {on_sale}"
             ),
@@ -79,16 +83,26 @@ impl Projection for Products {
         vec![format!("DROP TABLE IF EXISTS views.products_{instance}")]
     }
 
-    fn apply<'a>(&'a self, connection: &'a mut PgConnection, instance: i32, events: &'a [Event]) -> Applied<'a> {
+    fn apply<'a>(
+        &'a self,
+        connection: &'a mut PgConnection,
+        instance: i32,
+        events: &'a [Event],
+    ) -> Applied<'a> {
         Box::pin(apply(connection, instance, events))
     }
 }
 
-async fn apply(connection: &mut PgConnection, instance: i32, events: &[Event]) -> Result<Vec<Uuid>, ApplyError> {
+async fn apply(
+    connection: &mut PgConnection,
+    instance: i32,
+    events: &[Event],
+) -> Result<Vec<Uuid>, ApplyError> {
     if events.is_empty() {
         return Ok(Vec::new());
     }
-    let made: HashSet<Uuid> = events.iter().filter(|event| event.version == 1).map(|event| event.stream_id).collect();
+    let made: HashSet<Uuid> =
+        events.iter().filter(|event| event.version == 1).map(|event| event.stream_id).collect();
     let known: HashSet<Uuid> =
         events.iter().map(|event| event.stream_id).filter(|stream| !made.contains(stream)).collect();
     let mut products = load(connection, instance, known.into_iter().collect()).await?;

@@ -53,12 +53,21 @@ impl Projection for Stock {
         vec![format!("DROP TABLE IF EXISTS views.stock_{instance}")]
     }
 
-    fn apply<'a>(&'a self, connection: &'a mut PgConnection, instance: i32, events: &'a [Event]) -> Applied<'a> {
+    fn apply<'a>(
+        &'a self,
+        connection: &'a mut PgConnection,
+        instance: i32,
+        events: &'a [Event],
+    ) -> Applied<'a> {
         Box::pin(apply(connection, instance, events))
     }
 }
 
-async fn apply(connection: &mut PgConnection, instance: i32, events: &[Event]) -> Result<Vec<Uuid>, ApplyError> {
+async fn apply(
+    connection: &mut PgConnection,
+    instance: i32,
+    events: &[Event],
+) -> Result<Vec<Uuid>, ApplyError> {
     let mut changes: HashMap<Uuid, Change> = HashMap::new();
     for event in events {
         let Fact::Stock(fact) = &event.fact else { continue };
@@ -82,7 +91,8 @@ async fn apply(connection: &mut PgConnection, instance: i32, events: &[Event]) -
     let mut changes: Vec<(Uuid, Change)> = changes.into_iter().collect();
     changes.sort_unstable_by_key(|(product, _)| *product);
     let keys: Vec<Uuid> = changes.iter().map(|(product, _)| *product).collect();
-    let column = |value: fn(&Change) -> i64| changes.iter().map(|(_, change)| value(change)).collect::<Vec<_>>();
+    let column =
+        |value: fn(&Change) -> i64| changes.iter().map(|(_, change)| value(change)).collect::<Vec<_>>();
     sqlx::query(AssertSqlSafe(format!(
         "INSERT INTO views.stock_{instance} AS s \
            (product_id, received, adjusted, reserved, shipped, available, version) \

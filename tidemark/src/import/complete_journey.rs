@@ -35,7 +35,13 @@ use crate::config::CompleteJourneyOptions;
 use crate::database::Database;
 
 const PRODUCT_COLUMNS: &[&str] = &[
-    "product_id", "manufacturer_id", "department", "brand", "product_category", "product_type", "package_size",
+    "product_id",
+    "manufacturer_id",
+    "department",
+    "brand",
+    "product_category",
+    "product_type",
+    "package_size",
     "unit_price_cents",
 ];
 const LINE_COLUMNS: &[&str] =
@@ -66,16 +72,13 @@ async fn import(database: &Database, products: &Path, lines: &Path, report: &Pat
     let log = database.log(6).await?;
     let (writer_stop, stop) = (CancellationToken::new(), CancellationToken::new());
     let listening = log.spawn_listener(database.options.clone(), stop.clone());
-    let (writer, writing) = Writer::spawn(
-        log.clone(),
-        database.options.clone(),
-        WriterConfig::default(),
-        writer_stop.clone(),
-    );
+    let (writer, writing) =
+        Writer::spawn(log.clone(), database.options.clone(), WriterConfig::default(), writer_stop.clone());
     // Stands by where a running shop feeds its views itself.
     let projecting =
         Supervisor::spawn(log.clone(), database.options.clone(), ProjectorConfig::default(), stop.clone());
-    let mut run = Run { writer, refused: Refused::create(report)?, sold: HashMap::new(), taken: HashSet::new() };
+    let mut run =
+        Run { writer, refused: Refused::create(report)?, sold: HashMap::new(), taken: HashSet::new() };
     let done = run.all(database, &log, products, lines).await;
     let refused = run.refused;
     drop(run.writer);
@@ -387,7 +390,11 @@ fn request(id: Uuid, commands: Vec<Command>, now: DateTime<Utc>) -> Request {
 }
 
 /// Hands a request in until it is answered; it may be repeated, since its ids are always the same.
-async fn submit<T>(writer: Writer, request: Request, what: T) -> (T, Result<Result<Answer, Rejection>, Failure>) {
+async fn submit<T>(
+    writer: Writer,
+    request: Request,
+    what: T,
+) -> (T, Result<Result<Answer, Rejection>, Failure>) {
     let mut tries = 0;
     loop {
         tries += 1;
@@ -397,7 +404,9 @@ async fn submit<T>(writer: Writer, request: Request, what: T) -> (T, Result<Resu
             Err(error) => error,
         };
         if tries == TRIES {
-            let failure = Failure::Configuration(format!("the log does not take the import: {error}. Run it again to go on"));
+            let failure = Failure::Configuration(format!(
+                "the log does not take the import: {error}. Run it again to go on"
+            ));
             return (what, Err(failure));
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -441,21 +450,30 @@ struct Refused {
 
 impl Refused {
     fn create(path: &Path) -> Result<Self, Failure> {
-        let file = std::fs::File::create(path).map_err(Failure::io(format!("cannot write {}", path.display())))?;
+        let file =
+            std::fs::File::create(path).map_err(Failure::io(format!("cannot write {}", path.display())))?;
         let mut refused =
             Self { file: csv::Writer::from_writer(file), path: path.to_owned(), reasons: BTreeMap::new() };
         refused.write(["basket_id", "product_id", "quantity", "reason"])?;
         Ok(refused)
     }
 
-    fn line(&mut self, basket: &str, product: &str, quantity: &str, reason: &'static str) -> Result<(), Failure> {
+    fn line(
+        &mut self,
+        basket: &str,
+        product: &str,
+        quantity: &str,
+        reason: &'static str,
+    ) -> Result<(), Failure> {
         *self.reasons.entry(reason).or_default() += 1;
         self.write([basket, product, quantity, reason])
     }
 
     fn write(&mut self, row: [&str; 4]) -> Result<(), Failure> {
         let path = self.path.display();
-        self.file.write_record(row).map_err(|error| Failure::Configuration(format!("cannot write {path}: {error}")))
+        self.file
+            .write_record(row)
+            .map_err(|error| Failure::Configuration(format!("cannot write {path}: {error}")))
     }
 
     fn finish(mut self) -> Result<Report, Failure> {
@@ -473,7 +491,9 @@ impl Report {
     fn print(&self, figures: &Figures, path: &Path) {
         let mut table = Table::new();
         table.set_header(["", "taken", "already there"]);
-        let row = |name: &str, taken, there| [name.to_owned(), HumanCount(taken).to_string(), HumanCount(there).to_string()];
+        let row = |name: &str, taken, there| {
+            [name.to_owned(), HumanCount(taken).to_string(), HumanCount(there).to_string()]
+        };
         table.add_row(row("products", figures.products.taken, figures.products.there));
         table.add_row(row("orders", figures.orders.taken, figures.orders.there));
         table.add_row(row("lines", figures.lines_taken, figures.lines_there));
@@ -487,7 +507,12 @@ impl Report {
             println!("{table}");
             println!("each of them: {}", path.display());
         }
-        #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate for people")]
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a rate for people"
+        )]
         let rate = (figures.lines_read as f64 / figures.order_seconds) as u64;
         println!(
             "{} lines of baskets in {:.1} s, views caught up: {} lines/s; everything in {:.1} s",

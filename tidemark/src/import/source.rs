@@ -20,11 +20,10 @@ pub(super) type Table = Reader<BufReader<MultiGzDecoder<File>>>;
 
 /// Opens a table and checks its columns.
 pub(super) fn open(path: &Path, columns: &[&str]) -> Result<Table, Failure> {
-    let file = File::open(path).map_err(|error| {
-        Failure::Configuration(format!("cannot open {}: {error}", path.display()))
-    })?;
-    let mut table = csv::ReaderBuilder::new()
-        .from_reader(BufReader::with_capacity(1 << 16, MultiGzDecoder::new(file)));
+    let file = File::open(path)
+        .map_err(|error| Failure::Configuration(format!("cannot open {}: {error}", path.display())))?;
+    let mut table =
+        csv::ReaderBuilder::new().from_reader(BufReader::with_capacity(1 << 16, MultiGzDecoder::new(file)));
     let headers = table.headers().map_err(|error| broken(path, &error))?;
     if headers.iter().ne(columns.iter().copied()) {
         return Err(Failure::Configuration(format!(

@@ -1,0 +1,260 @@
+//! What breaks, and what holds all the same.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use sqlx::{Connection, Executor, PgConnection};
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use crate::harness::{Postgres, Shop, audit, until};
+
+/// Orders from several clients until told to stop; whoever gets no answer or a 5xx asks again with the same key.
+/// Returns each acknowledged order by its key.
+fn buyers(shops: &[Arc<Shop>], product: &str, stop: &Arc<AtomicBool>) -> JoinSet<HashMap<String, String>> {
+    let mut buyers = JoinSet::new();
+    for n in 0..8 {
+        let (shops, product, stop) = (shops.to_vec(), product.to_owned(), Arc::clone(stop));
+        buyers.spawn(async move {
+            let mut acknowledged = HashMap::new();
+            for m in 0.. {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                let key = format!("{n}-{m}");
+                for attempt in 0.. {
+                    assert!(attempt < 2_000, "never answered");
+                    let shop = &shops[(n + attempt) % shops.len()];
+                    match shop.order(&product, 1, &key).await {
+                        Ok(answer) if answer.status == 201 => {
+                            acknowledged.insert(key, answer.body["id"].as_str().unwrap().to_owned());
+                            break;
+                        }
+                        Ok(answer) => {
+                            assert!(matches!(answer.status, 503 | 504), "{}", answer.text);
+                            assert_ne!(answer.header("retry-after"), "");
+                        }
+                        Err(_) => {}
+                    }
+                    tokio::time::sleep(Duration::from_millis(30)).await;
+                }
+            }
+            acknowledged
+        });
+    }
+    buyers
+}
+
+/// Every acknowledged order is in the log, once, and there is none that nobody asked for.
+async fn check(shop: &Shop, buyers: JoinSet<HashMap<String, String>>, at_least: usize) {
+    let acknowledged: HashMap<String, String> = buyers.join_all().await.into_iter().flatten().collect();
+    assert!(acknowledged.len() >= at_least, "only {} orders", acknowledged.len());
+    let pool = shop.pool().await;
+    let stored: Vec<Uuid> =
+        sqlx::query_scalar("SELECT stream_id FROM log.events WHERE event_type = 'OrderPlaced'")
+            .fetch_all(&pool)
+            .await
+            .unwrap();
+    let mut ids: Vec<Uuid> = acknowledged.values().map(|id| id.parse().unwrap()).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), acknowledged.len(), "no two keys share an order");
+    assert_eq!(ids.len(), stored.len(), "none lost, none twice");
+    assert!(ids.iter().all(|id| stored.contains(id)));
+    shop.caught_up().await;
+    audit(&pool).await;
+}
+
+#[tokio::test]
+async fn postgres_killed_under_load_loses_nothing_and_doubles_nothing() {
+    let postgres = Postgres::start().await;
+    let url = postgres.database().await;
+    let shop = Arc::new(Shop::on(&url).await);
+    let product = shop.product("P", 1_000_000).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let buyers = buyers(&[Arc::clone(&shop)], &product, &stop);
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_millis(1_200)).await;
+        postgres.kill();
+        let asked = Instant::now();
+        let answer = shop.order(&product, 1, "while away").await.unwrap();
+        assert!(matches!(answer.status, 503 | 504), "{}", answer.text);
+        assert!(asked.elapsed() < Duration::from_secs(15));
+        until("readiness says so", async || {
+            let ready = shop.get("/readyz", None, &[]).await;
+            (ready.status == 503 && ready.text.contains("does not answer")).then_some(())
+        })
+        .await;
+        assert_eq!(shop.get("/livez", None, &[]).await.status, 200);
+        postgres.launch().await;
+        let up = Instant::now();
+        shop.ready().await;
+        until("orders are taken again", async || {
+            shop.order(&product, 1, "while away").await.ok().filter(|answer| answer.status == 201)
+        })
+        .await;
+        assert!(up.elapsed() < Duration::from_secs(10), "recovery by itself took {:?}", up.elapsed());
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    stop.store(true, Ordering::Relaxed);
+    let mut buyers = buyers;
+    let product_key = shop.order(&product, 1, "while away").await.unwrap();
+    let own = HashMap::from([("while away".to_owned(), product_key.body["id"].as_str().unwrap().to_owned())]);
+    buyers.spawn(async move { own });
+    check(&shop, buyers, 50).await;
+}
+
+#[tokio::test]
+async fn a_writer_that_is_paused_does_not_stop_the_others_and_learns_the_truth() {
+    let postgres = Postgres::shared().await;
+    let url = postgres.database().await;
+    let shops = [Arc::new(Shop::on(&url).await), Arc::new(Shop::on(&url).await)];
+    let product = shops[0].product("P", 1_000_000).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let buyers = buyers(&shops[..1], &product, &stop);
+    let paused = Pid::from_raw(shops[0].pid()).unwrap();
+    for n in 0..4 {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        kill_process(paused, Signal::STOP).unwrap();
+        let began = Instant::now();
+        until("the other shop takes orders", async || {
+            shops[1]
+                .order(&product, 1, &format!("other-{n}"))
+                .await
+                .ok()
+                .filter(|answer| answer.status == 201)
+        })
+        .await;
+        assert!(began.elapsed() < Duration::from_secs(12), "held up for {:?}", began.elapsed());
+        kill_process(paused, Signal::CONT).unwrap();
+    }
+    // With its transaction held open the way a stopped process would: the database ends it within seconds.
+    let mut holder = PgConnection::connect(&url).await.unwrap();
+    holder
+        .execute("SET application_name = 'tidemark writer'; SET idle_in_transaction_session_timeout = '5s'")
+        .await
+        .unwrap();
+    holder.execute("BEGIN; SELECT position FROM log.head FOR UPDATE").await.unwrap();
+    let began = Instant::now();
+    until("the lock is given back", async || {
+        shops[1].order(&product, 1, "behind the holder").await.ok().filter(|answer| answer.status == 201)
+    })
+    .await;
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert!(holder.execute("SELECT 1").await.is_err(), "the holder was cut off");
+    stop.store(true, Ordering::Relaxed);
+    let mut buyers = buyers;
+    let other = Arc::clone(&shops[1]);
+    buyers.spawn(async move {
+        let mut own = HashMap::new();
+        for key in ["other-0", "other-1", "other-2", "other-3", "behind the holder"] {
+            let again = other.order(&product, 1, key).await.unwrap();
+            own.insert(key.to_owned(), again.body["id"].as_str().unwrap().to_owned());
+        }
+        own
+    });
+    check(&shops[1], buyers, 20).await;
+}
+
+#[tokio::test]
+async fn an_event_that_no_code_understands_parks_its_key_and_nothing_else() {
+    let shop = Shop::open().await;
+    let (odd, other) = (shop.product("ODD", 5).await, shop.product("OTHER", 5).await);
+    shop.caught_up().await;
+    let pool = shop.pool().await;
+    // As a newer version would have written it.
+    let mut newer = pool.begin().await.unwrap();
+    let id: Uuid = odd.parse().unwrap();
+    sqlx::query(
+        "WITH head AS (UPDATE log.head SET position = position + 1 RETURNING position) \
+         INSERT INTO log.events SELECT head.position, $1, 'product', 3, $2, 'ProductTeleported', 1, '{}', $2, NULL, 'x', \
+         NULL, clock_timestamp(), $1 FROM head",
+    )
+    .bind(id)
+    .bind(Uuid::now_v7())
+    .execute(&mut *newer)
+    .await
+    .unwrap();
+    newer.commit().await.unwrap();
+    let path = format!("/v1/products/{odd}/price");
+    let price = serde_json::json!({ "price": { "amount": 5, "currency": "EUR" } });
+    let refused = shop.put(&path, Some(price.clone())).await;
+    assert_eq!(
+        (refused.status, refused.problem()),
+        (503, "unavailable"),
+        "its stream is not written by who cannot read it"
+    );
+    let changed = shop.put(&format!("/v1/products/{other}/price"), Some(price)).await;
+    assert_eq!(changed.status, 200, "others are");
+    let after = [("Tidemark-After", changed.header("tidemark-position"))];
+    assert_eq!(shop.get(&format!("/v1/products/{other}"), None, &after).await.body["price"]["amount"], 5);
+    // Who reads the key is told, and who insists on reading all of it is refused.
+    let seen = shop.get(&format!("/v1/products/{odd}"), None, &[]).await;
+    assert_eq!((seen.status, seen.header("tidemark-parked")), (200, "true"));
+    assert_eq!(shop.get(&format!("/v1/products/{odd}"), None, &after).await.status, 503);
+    let parked: (String, String) =
+        sqlx::query_as("SELECT event_type, error FROM views.parked WHERE partition_key = $1")
+            .bind(id)
+            .fetch_one(&pool)
+            .await
+            .unwrap();
+    assert_eq!(parked.0, "ProductTeleported");
+    assert!(parked.1.contains("unknown to this version"));
+}
+
+#[tokio::test]
+async fn a_command_that_the_log_refuses_fails_alone() {
+    let shop = Arc::new(Shop::open().await);
+    let (good, bad) = (shop.product("GOOD", 1_000).await, shop.product("BAD", 1_000).await);
+    let pool = shop.pool().await;
+    // Something the database minds and no decision knows of.
+    pool.execute(sqlx::AssertSqlSafe(format!(
+        "ALTER TABLE log.events_1 ADD CHECK (event_type <> 'StockReserved' OR partition_key <> '{bad}') NOT VALID"
+    )))
+    .await
+    .unwrap();
+    let mut buyers = JoinSet::new();
+    for n in 0..60 {
+        let (shop, product) = (Arc::clone(&shop), if n == 31 { bad.clone() } else { good.clone() });
+        buyers.spawn(async move { (n, shop.order(&product, 1, &format!("k{n}")).await.unwrap().status) });
+    }
+    for (n, status) in buyers.join_all().await {
+        assert_eq!(status, if n == 31 { 500 } else { 201 }, "order {n}");
+    }
+    shop.caught_up().await;
+    audit(&pool).await;
+}
+
+#[tokio::test]
+async fn what_waits_is_bounded_and_the_rest_is_told_at_once() {
+    let postgres = Postgres::shared().await;
+    let url = postgres.database().await;
+    let shop = Arc::new(Shop::on(&url).await);
+    let product = shop.product("P", 1_000_000).await;
+    let mut holder = PgConnection::connect(&url).await.unwrap();
+    holder.execute("BEGIN; SELECT position FROM log.head FOR UPDATE").await.unwrap();
+    let mut buyers = JoinSet::new();
+    for n in 0..5_500 {
+        let (shop, product) = (Arc::clone(&shop), product.clone());
+        buyers.spawn(
+            async move { shop.order(&product, 1, &format!("k{n}")).await.map(|answer| answer.status) },
+        );
+    }
+    let mut overloaded = 0;
+    let until_free = Instant::now();
+    while overloaded == 0 {
+        let status = buyers.join_next().await.unwrap().unwrap();
+        overloaded += usize::from(status.is_ok_and(|status| status == 503));
+    }
+    assert!(until_free.elapsed() < Duration::from_secs(10));
+    holder.execute("ROLLBACK").await.unwrap();
+    let statuses = buyers.join_all().await;
+    assert!(statuses.iter().flatten().all(|status| matches!(status, 201 | 503 | 504)));
+    shop.ready().await;
+    assert_eq!(shop.order(&product, 1, "afterwards").await.unwrap().status, 201);
+    shop.caught_up().await;
+    audit(&shop.pool().await).await;
+}

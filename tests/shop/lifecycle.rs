@@ -1,0 +1,130 @@
+//! `tidemark up` with its private PostgreSQL: starts, keeps its data, stops cleanly, and starts again after kill -9.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+
+use crate::harness::{folder, tidemark, until};
+
+async fn start(data: &Path) -> (tokio::process::Child, String) {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let base = format!("http://127.0.0.1:{port}");
+    let process = tidemark()
+        .args(["up", "--listen", &format!("127.0.0.1:{port}"), "--data-dir"])
+        .arg(data)
+        .env_remove("TIDEMARK_TOKEN_SECRET")
+        .spawn()
+        .unwrap();
+    until("the shop opens", async || {
+        reqwest::get(format!("{base}/readyz")).await.ok().filter(|answer| answer.status() == 200).map(drop)
+    })
+    .await;
+    (process, base)
+}
+
+fn server(data: &Path) -> Pid {
+    let text = std::fs::read_to_string(data.join("postgres/postmaster.pid")).unwrap();
+    Pid::from_raw(text.lines().next().unwrap().parse().unwrap()).unwrap()
+}
+
+fn signal(process: &tokio::process::Child, signal: Signal) {
+    kill_process(Pid::from_raw(process.id().unwrap().try_into().unwrap()).unwrap(), signal).unwrap();
+}
+
+async fn products(base: &str) -> usize {
+    let page: serde_json::Value =
+        reqwest::get(format!("{base}/v1/products")).await.unwrap().json().await.unwrap();
+    page["items"].as_array().unwrap().len()
+}
+
+#[tokio::test]
+async fn data_outlives_every_kind_of_end() {
+    let folder = folder();
+    let data = folder.path().join("data");
+    let (mut shop, base) = start(&data).await;
+
+    // The key that `up` made signs what `token` prints.
+    let token = tidemark()
+        .args(["token", "--role", "staff", "--data-dir"])
+        .arg(&data)
+        .env_remove("TIDEMARK_TOKEN_SECRET")
+        .output()
+        .await
+        .unwrap();
+    let token = String::from_utf8(token.stdout).unwrap();
+    let client = reqwest::Client::new();
+    let body = serde_json::json!({ "sku": "P", "name": "P", "price": { "amount": 1, "currency": "EUR" } });
+    let made = client
+        .post(format!("{base}/v1/products"))
+        .bearer_auth(token.trim())
+        .json(&body)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(made.status(), 201);
+    let id = made.json::<serde_json::Value>().await.unwrap()["id"].as_str().unwrap().to_owned();
+    let published = client
+        .put(format!("{base}/v1/products/{id}/publication"))
+        .bearer_auth(token.trim())
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(published.status(), 200);
+
+    let second =
+        tidemark().args(["up", "--listen", "127.0.0.1:0", "--data-dir"]).arg(&data).output().await.unwrap();
+    assert!(String::from_utf8_lossy(&second.stderr).contains("another tidemark is running"));
+
+    // SIGTERM: everything ends, the private PostgreSQL included.
+    let postgres = server(&data);
+    signal(&shop, Signal::TERM);
+    let ended = tokio::time::timeout(Duration::from_secs(30), shop.wait()).await.unwrap().unwrap();
+    assert!(ended.success());
+    assert!(test_kill_process(postgres).is_err(), "PostgreSQL has ended, too");
+
+    // A tool starts the private PostgreSQL for itself, and stops it.
+    let replay = tidemark().args(["replay", "--data-dir"]).arg(&data).output().await.unwrap();
+    assert_eq!(String::from_utf8(replay.stdout).unwrap().lines().count(), 3);
+
+    // kill -9 of the shop alone: its PostgreSQL runs on and is taken over.
+    let (mut shop, base) = start(&data).await;
+    assert_eq!(products(&base).await, 1);
+    let postgres = server(&data);
+    shop.kill().await.unwrap();
+    assert!(test_kill_process(postgres).is_ok(), "it was not told");
+    let (mut shop, base) = start(&data).await;
+    assert_eq!(server(&data), postgres, "taken over");
+    assert_eq!(products(&base).await, 1);
+
+    // kill -9 of both: recovery.
+    shop.kill().await.unwrap();
+    kill_process(postgres, Signal::KILL).unwrap();
+    until("PostgreSQL is gone", async || test_kill_process(postgres).err()).await;
+    let (mut shop, base) = start(&data).await;
+    assert_eq!(products(&base).await, 1);
+    signal(&shop, Signal::INT);
+    assert!(tokio::time::timeout(Duration::from_secs(30), shop.wait()).await.unwrap().unwrap().success());
+}
+
+#[tokio::test]
+async fn wrong_configuration_is_told_and_ends_with_2() {
+    let folder = folder();
+    for (name, value, told) in [
+        ("TIDEMARK_LISTEN", "nowhere", "--listen"),
+        ("TIDEMARK_QUEUE_COMMANDS", "0", "--queue-commands"),
+        ("TIDEMARK_PROJECTOR_WORKERS", "9", "--projector-workers"),
+        ("DATABASE_URL", "mysql://x", "DATABASE_URL"),
+    ] {
+        let output = tidemark()
+            .args(["up", "--data-dir"])
+            .arg(folder.path())
+            .env("TIDEMARK_LISTEN", "127.0.0.1:0")
+            .env(name, value)
+            .output()
+            .await
+            .unwrap();
+        assert_eq!(output.status.code(), Some(2), "{name}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(told), "{name}");
+    }
+}

@@ -1,0 +1,15 @@
+//! Behaviour across services: the real executable on a real PostgreSQL, spoken to over HTTP.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
+mod access;
+mod bad_input;
+mod faults;
+mod harness;
+mod import;
+mod lifecycle;
+mod log;
+mod orders;
+mod projections;
+mod rebuild;
+mod views;

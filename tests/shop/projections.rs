@@ -1,0 +1,269 @@
+//! Given events, then rows; and the same rows however the log is cut into batches and whoever applies them.
+
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, PgPool};
+use tidemark_command::decision::Happened;
+use tidemark_command::testing::{
+    CUSTOMER, World, cancel, deliver, euros, order, place, product, ship, stock,
+};
+use tidemark_events::log::{Log, connect_options};
+use tidemark_events::{Metadata, RecordedEvent};
+use tidemark_projector::supervisor::ensure_live;
+use tidemark_projector::worker::{Chunk, Target, Worker, connect, partitions_of};
+use tidemark_projector::{ProjectorError, all, find};
+use uuid::Uuid;
+
+use crate::harness::Postgres;
+
+const LAMP: Uuid = Uuid::from_u128(0x0190_b6a2_8c5e_7c11_b0de_1f0e_9a7b_0ca1);
+const BULB: Uuid = Uuid::from_u128(0x0190_b6a2_8c5e_7c11_b0de_1f0e_9a7b_0ca2);
+const ORDER: Uuid = Uuid::from_u128(0x0190_b6a2_8c5e_7c11_b0de_1f0e_9a7b_0cb1);
+
+/// What happened, as the log would have recorded it.
+fn recorded(history: &[Happened]) -> Vec<RecordedEvent> {
+    let mut versions = std::collections::HashMap::new();
+    let mut record = |(n, happened): (usize, &Happened)| {
+        let version = versions.entry(happened.stream_id).or_insert(0);
+        *version += 1;
+        let mut payload = Vec::new();
+        happened.fact.write_payload(&mut payload).unwrap();
+        let kind = happened.fact.event_type();
+        RecordedEvent {
+            position: i64::try_from(n).unwrap() + 1,
+            stream_id: happened.stream_id,
+            category: kind.category.into(),
+            version: *version,
+            event_id: Uuid::now_v7(),
+            event_type: kind.name.into(),
+            schema_version: kind.version,
+            payload: String::from_utf8(payload).unwrap().into(),
+            metadata: Metadata {
+                correlation_id: CUSTOMER,
+                causation_id: None,
+                actor: "test".to_owned(),
+                traceparent: None,
+            },
+            recorded_at: tidemark_command::testing::now(),
+            partition_key: happened.partition_key,
+        }
+    };
+    history.iter().enumerate().map(&mut record).collect()
+}
+
+/// Views on a database of their own.
+struct Views {
+    url: String,
+    pool: PgPool,
+    _postgres: std::sync::Arc<Postgres>,
+}
+
+impl Views {
+    async fn new() -> Self {
+        let postgres = Postgres::shared().await;
+        let url = postgres.database().await;
+        let pool = PgPool::connect(&url).await.unwrap();
+        Log::migrate_with(&pool, 1_000).await.unwrap();
+        tidemark_views::migrate(&pool).await.unwrap();
+        for projection in all() {
+            ensure_live(&mut pool.acquire().await.unwrap(), *projection).await.unwrap();
+        }
+        Self { url, pool, _postgres: postgres }
+    }
+
+    async fn worker(&self, name: &str, worker: i16, workers: i16) -> Worker {
+        let connection = connect(&connect_options(&self.url).unwrap()).await.unwrap();
+        let target = Target { projection: find(name).unwrap(), instance: 1 };
+        Worker::open(connection, target, &partitions_of(worker, workers), true).await.unwrap()
+    }
+
+    /// Applies events as `workers` workers, cut after these positions.
+    async fn apply(&self, name: &str, events: &[RecordedEvent], cuts: &[i64], workers: i16) {
+        let categories = find(name).unwrap().categories();
+        let last = events.last().map_or(0, |event| event.position);
+        for number in 0..workers {
+            let mut worker = self.worker(name, number, workers).await;
+            let mut ends: Vec<i64> =
+                cuts.iter().copied().filter(|cut| (1..last).contains(cut)).chain([last]).collect();
+            ends.sort_unstable();
+            let mut from = 0;
+            for read_to in ends {
+                let batch = events.iter().filter(|event| {
+                    event.position > from
+                        && event.position <= read_to
+                        && categories.contains(&event.category.as_ref())
+                });
+                worker.take(Chunk { events: batch.cloned().collect(), read_to, epoch: 1 }).await.unwrap();
+                from = read_to;
+            }
+        }
+    }
+
+    async fn rows(&self, name: &str) -> Vec<Value> {
+        sqlx::query_scalar(AssertSqlSafe(format!(
+            "SELECT to_jsonb(v) - 'search' FROM views.{name}_1 v ORDER BY 1"
+        )))
+        .fetch_all(&self.pool)
+        .await
+        .unwrap()
+    }
+}
+
+/// Given events …
+struct Given(Vec<RecordedEvent>);
+
+fn given<const N: usize>(history: [Vec<Happened>; N]) -> Given {
+    Given(recorded(&history.concat()))
+}
+
+impl Given {
+    /// … then these rows, of which each must hold at least these columns.
+    async fn then_rows<const N: usize>(self, view: &str, expected: [Value; N]) {
+        let views = Views::new().await;
+        views.apply(view, &self.0, &[], 1).await;
+        let rows = views.rows(view).await;
+        assert_eq!(rows.len(), N, "{rows:?}");
+        for (row, expected) in rows.iter().zip(&expected) {
+            for (column, value) in expected.as_object().unwrap() {
+                assert_eq!(&row[column], value, "{column} of {row}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn stock_adds_up() {
+    given([stock(LAMP).received(10), stock(LAMP).reserved(ORDER, 4), stock(LAMP).shipped(ORDER, 3), stock(LAMP).adjusted(-1, "broken")])
+        .then_rows("stock", [json!({ "received": 10, "reserved": 1, "shipped": 3, "adjusted": -1, "available": 5, "version": 4 })])
+        .await;
+}
+
+#[tokio::test]
+async fn an_order_is_stored_as_it_is_sent() {
+    given([order(ORDER).placed([(LAMP, 2, 1_999)]), order(ORDER).shipped(), order(ORDER).delivered()])
+        .then_rows(
+            "orders",
+            [json!({ "id": ORDER, "customer_id": CUSTOMER, "status": "delivered", "version": 3 })],
+        )
+        .await;
+}
+
+#[tokio::test]
+async fn a_product_is_what_was_said_last() {
+    given([
+        product(LAMP).created("LAMP-1", 1_999),
+        product(LAMP).repriced(euros(5)),
+        product(LAMP).published(),
+    ])
+    .then_rows(
+        "products",
+        [json!({ "sku": "LAMP-1", "price_amount": 5, "status": "published", "version": 3 })],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn any_split_of_the_log_gives_the_same_views() {
+    let step = (0..6_usize, 0..4_u128, 1..4_i64);
+    let mut runner = TestRunner::deterministic();
+    for _ in 0..6 {
+        let steps = prop::collection::vec(step.clone(), 60..120).new_tree(&mut runner).unwrap().current();
+        let mut world = World::default();
+        let mut history = [
+            product(LAMP).created("L", 5),
+            product(LAMP).published(),
+            product(BULB).created("B", 7),
+            product(BULB).published(),
+            stock(LAMP).received(40),
+            stock(BULB).received(40),
+        ]
+        .concat();
+        for happened in &history {
+            world.evolve(happened);
+        }
+        for (n, (kind, which, units)) in steps.into_iter().enumerate() {
+            let id = |n: u128| Uuid::from_u128(ORDER.as_u128() + 16 * (n + 1));
+            let command = match kind {
+                0..=2 => place(id(100 + n as u128), [(LAMP, units), (BULB, 1)]),
+                3 => cancel(id(100 + which)),
+                4 => ship(id(100 + which)),
+                _ => deliver(id(100 + which)),
+            };
+            for happened in world.decide(&command).map(|decision| decision.events).unwrap_or_default() {
+                world.evolve(&happened);
+                history.push(happened);
+            }
+        }
+        let events = recorded(&history);
+        let (whole, split) = (Views::new().await, Views::new().await);
+        let last = i64::try_from(events.len()).unwrap();
+        for name in ["products", "stock", "orders"] {
+            let cuts = prop::collection::vec(1..last, 0..25).new_tree(&mut runner).unwrap().current();
+            whole.apply(name, &events, &[], 1).await;
+            // Three workers for the first part, two for the rest: what one has done no other does again.
+            let part: Vec<RecordedEvent> =
+                events.iter().filter(|event| event.position <= last / 2).cloned().collect();
+            split.apply(name, &part, &cuts, 3).await;
+            split.apply(name, &events, &cuts, 2).await;
+            assert_eq!(whole.rows(name).await, split.rows(name).await, "{name} cut after {cuts:?}");
+        }
+        let numbers: Vec<i64> = sqlx::query_scalar("SELECT number FROM views.changes ORDER BY number")
+            .fetch_all(&split.pool)
+            .await
+            .unwrap();
+        assert_eq!(
+            numbers,
+            (1..=i64::try_from(numbers.len()).unwrap()).collect::<Vec<_>>(),
+            "no number is missing"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_slept_finds_its_checkpoint_moved_and_stops() {
+    let views = Views::new().await;
+    let events = recorded(&[stock(LAMP).received(10), stock(LAMP).received(5)].concat());
+    let mut asleep = views.worker("stock", 0, 1).await;
+    views.apply("stock", &events, &[], 1).await;
+    let late = asleep.take(Chunk { events: events.clone(), read_to: 2, epoch: 1 }).await;
+    assert!(matches!(late, Err(ProjectorError::Moved(_))), "{late:?}");
+    assert_eq!(views.rows("stock").await[0]["available"], 15, "and nothing counts twice");
+    // Begun anew from where it stands, it skips what is done.
+    views.apply("stock", &events, &[1], 2).await;
+    assert_eq!(views.rows("stock").await[0]["available"], 15);
+}
+
+#[tokio::test]
+async fn what_cannot_be_applied_is_parked_with_its_key_and_the_rest_goes_on() {
+    let views = Views::new().await;
+    let other = Uuid::from_u128(ORDER.as_u128() + 8);
+    // An order that was never placed is shipped; then things happen to it and to another.
+    let mut events = recorded(
+        &[
+            order(other).placed([(LAMP, 1, 1)]),
+            order(ORDER).placed([(LAMP, 1, 1)]),
+            order(ORDER).shipped(),
+            order(other).shipped(),
+            order(ORDER).delivered(),
+        ]
+        .concat(),
+    );
+    let missing = events.remove(1);
+    views.apply("orders", &events, &[], 1).await;
+    let rows = views.rows("orders").await;
+    assert_eq!((rows.len(), &rows[0]["status"]), (1, &json!("shipped")), "the other goes on");
+    let parked: Vec<(i64, Uuid)> =
+        sqlx::query_as("SELECT position, partition_key FROM views.parked ORDER BY position")
+            .fetch_all(&views.pool)
+            .await
+            .unwrap();
+    assert_eq!(parked, [(3, ORDER), (5, ORDER)], "in order, and nothing else");
+    let changed: Vec<Vec<Uuid>> = sqlx::query_scalar("SELECT keys FROM views.changes WHERE name = 'orders'")
+        .fetch_all(&views.pool)
+        .await
+        .unwrap();
+    assert!(changed.concat().contains(&ORDER), "readers are told");
+    assert_eq!(missing.position, 2);
+}

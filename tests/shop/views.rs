@@ -1,0 +1,135 @@
+//! Lists, search, replay, documents.
+
+use serde_json::json;
+
+use crate::harness::{Shop, token};
+
+#[tokio::test]
+async fn products_are_found_filtered_sorted_and_paged() {
+    let shop = Shop::open().await;
+    let item = |sku: &str, name: &str, department: &str, amount: i64| json!({ "sku": sku, "name": name, "department": department, "price": { "amount": amount, "currency": "EUR" } });
+    let items = json!({ "items": [
+        item("A", "CRUSHED/CUBED ICE 22 LB", "FROZEN", 349), item("B", "Ice cream, vanilla", "FROZEN", 599),
+        item("C", "Candle", "HOME", 150), item("D", "Candles, 12", "HOME", 999), item("E", "Hidden draft", "HOME", 1),
+    ] });
+    let made = shop.post("/v1/products/batch", items).await;
+    let ids: Vec<String> =
+        made.body["items"].as_array().unwrap().iter().map(|i| i["id"].as_str().unwrap().to_owned()).collect();
+    let mut position = String::new();
+    for id in &ids[..4] {
+        position = shop
+            .put(&format!("/v1/products/{id}/publication"), None)
+            .await
+            .header("tidemark-position")
+            .to_owned();
+    }
+    let names = async |query: &str| -> Vec<String> {
+        let page = shop.get(&format!("/v1/products?{query}"), None, &[("Tidemark-After", &position)]).await;
+        assert_eq!(page.status, 200, "{query}: {}", page.text);
+        page.body["items"].as_array().unwrap().iter().map(|i| i["sku"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names("").await, ["A", "C", "D", "B"], "by name, drafts left out");
+    assert_eq!(names("q=cubed").await, ["A"], "a slash separates words");
+    assert_eq!(names("q=ICE&sort=price").await, ["A", "B"]);
+    assert_eq!(names("q=candle&sort=-price").await, ["D", "C"], "beginnings of words count");
+    assert_eq!(names("q=ice+vanilla").await, ["B"], "all words must occur");
+    assert_eq!(names("q=nothing").await, [""; 0]);
+    assert_eq!(names("q=%27%29%3B--").await, [""; 0]);
+    assert_eq!(names("department=HOME&max_price=200").await, ["C"]);
+    assert_eq!(names("min_price=300&sort=price").await, ["A", "B", "D"]);
+    assert_eq!(names("sort=newest&limit=2").await, ["D", "C"]);
+    for (sort, expected) in
+        [("name", ["A", "C", "D", "B"]), ("-price", ["D", "B", "A", "C"]), ("newest", ["D", "C", "B", "A"])]
+    {
+        let (mut seen, mut path) = (Vec::new(), format!("/v1/products?limit=1&sort={sort}"));
+        loop {
+            let page = shop.get(&path, None, &[]).await;
+            seen.extend(
+                page.body["items"].as_array().unwrap().iter().map(|i| i["sku"].as_str().unwrap().to_owned()),
+            );
+            match page.body["next_cursor"].as_str() {
+                None => break,
+                Some(_) => {
+                    let link = page.header("link").to_owned();
+                    path = link.trim_start_matches('<').split('>').next().unwrap().to_owned();
+                }
+            }
+        }
+        assert_eq!(seen, expected, "page by page, by {sort}");
+    }
+    let first = shop.get("/v1/products?q=ice&limit=1&sort=price", None, &[]).await;
+    let cursor = first.body["next_cursor"].as_str().unwrap();
+    let foreign =
+        shop.get(&format!("/v1/products?q=candle&limit=1&sort=price&cursor={cursor}"), None, &[]).await;
+    assert_eq!((foreign.status, foreign.problem()), (400, "invalid-cursor"));
+    let fields = shop.get("/v1/products?q=vanilla&fields=sku,price", None, &[]).await;
+    assert_eq!(fields.body["items"][0], json!({ "sku": "B", "price": { "amount": 599, "currency": "EUR" } }));
+    // By id a draft can be seen, and says that it is one.
+    assert_eq!(shop.get(&format!("/v1/products/{}", ids[4]), None, &[]).await.body["status"], "draft");
+    // A page in memory follows what happens.
+    shop.put(&format!("/v1/products/{}/retirement", ids[0]), None).await;
+    let gone = shop.put(&format!("/v1/products/{}/retirement", ids[1]), None).await;
+    let page =
+        shop.get("/v1/products?q=ice", None, &[("Tidemark-After", gone.header("tidemark-position"))]).await;
+    assert_eq!(page.body["items"], json!([]));
+}
+
+#[tokio::test]
+async fn the_log_is_streamed_and_the_documents_are_there() {
+    let shop = Shop::open().await;
+    let lamp = shop.product("LAMP-1", 5).await;
+    shop.order(&lamp, 1, "one").await.unwrap();
+    let analyst = token("analyst", "0190b6a2-8c5e-7c11-b0de-1f0e9a7b0c0a").await;
+    let all = shop.get("/v1/events", Some(&analyst), &[]).await;
+    assert_eq!(all.header("content-type"), "application/x-ndjson");
+    let lines: Vec<serde_json::Value> =
+        all.text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let positions: Vec<i64> = lines.iter().map(|line| line["position"].as_i64().unwrap()).collect();
+    assert_eq!(positions, (1..=6).collect::<Vec<_>>());
+    assert_eq!(lines[4]["event_type"], "OrderPlaced");
+    assert_eq!(lines[4]["metadata"]["actor"], format!("customer:{}", crate::harness::CUSTOMER));
+    let some = shop.get("/v1/events?from=2&to=5&category=stock,order", Some(&analyst), &[]).await;
+    assert_eq!(some.text.lines().count(), 2);
+    assert_eq!(shop.get("/v1/events", Some(&shop.customer), &[]).await.status, 403);
+    let printed = crate::harness::tidemark()
+        .args(["replay", "--from", "1", "--data-dir"])
+        .arg(shop.data.path())
+        .env("DATABASE_URL", &shop.url)
+        .output()
+        .await
+        .unwrap();
+    assert_eq!(String::from_utf8(printed.stdout).unwrap(), all.text, "the command prints the same");
+
+    let api = shop.get("/openapi.json", None, &[]).await;
+    for path in [
+        "/v1/products",
+        "/v1/products/{id}",
+        "/v1/products/batch",
+        "/v1/orders",
+        "/v1/orders/{id}/cancellation",
+        "/v1/events",
+    ] {
+        assert!(api.body["paths"][path].is_object(), "{path}");
+    }
+    assert!(shop.get("/docs/", None, &[]).await.text.contains("swagger"));
+    assert_eq!(shop.get("/livez", None, &[]).await.status, 200);
+    assert_eq!(shop.get("/problems/out-of-stock", None, &[]).await.body["status"], 409);
+    let metrics = shop.get("/metrics", None, &[]).await.text;
+    for name in ["tidemark_commands_total", "tidemark_projection_position", "tidemark_http_requests_total"] {
+        assert!(metrics.contains(name), "{name}");
+    }
+    let traced = shop
+        .send(
+            reqwest::Method::PUT,
+            &format!("/v1/products/{lamp}/retirement"),
+            Some(&shop.staff),
+            &[("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")],
+            None,
+        )
+        .await
+        .unwrap();
+    let from = traced.body["position"].as_i64().unwrap() - 1;
+    let event = shop.get(&format!("/v1/events?from={from}"), Some(&analyst), &[]).await.text;
+    let event: serde_json::Value = serde_json::from_str(event.lines().next().unwrap()).unwrap();
+    assert_eq!(event["metadata"]["correlation_id"], "4bf92f35-77b3-4da6-a3ce-929d0e0e4736");
+}
