@@ -68,13 +68,19 @@ impl Postgres {
 
     /// Starts the server, waiting out recovery.
     pub(crate) async fn launch(&self) {
+        use std::os::unix::process::CommandExt;
         let mut command = server_program("postgres", self.folder.path());
         command.arg("-D").arg(self.folder.path().join("data")).arg("-k").arg(self.folder.path());
         for setting in ["listen_addresses=", "max_connections=200", "shared_buffers=64MB", "fsync=on"] {
             command.args(["-c", setting]);
         }
-        let server =
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let server = command
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         *self.server.lock().unwrap() = Some(server);
         let url = self.url("postgres");
         until("PostgreSQL starts", async || PgConnection::connect(&url).await.ok()).await;
@@ -83,8 +89,8 @@ impl Postgres {
     /// kill -9 of the server and all its processes.
     pub(crate) fn kill(&self) {
         if let Some(mut server) = self.server.lock().unwrap().take() {
-            // Its children notice within moments that their parent is gone.
-            server.kill().unwrap();
+            let group = rustix::process::Pid::from_raw(server.id().try_into().unwrap()).unwrap();
+            rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
             server.wait().unwrap();
         }
     }
