@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use axum::extract::{RawQuery, State};
-use axum::http::{HeaderMap, header};
+use axum::http::header;
 use axum::response::Response;
 use sqlx::{AssertSqlSafe, Row};
 use tidemark_http::{Actor, PathId, Problem, Role, problem};
@@ -17,7 +17,7 @@ use crate::cache::{Key, Ready};
 use crate::feed::View;
 use crate::page::{Parameters, invalid};
 use crate::position::After;
-use crate::reply::{self, Kept};
+use crate::reply::{self, IfNoneMatch, Kept};
 use crate::{QueryState, unavailable};
 
 const STATUSES: &[&str] = &["placed", "shipped", "delivered", "cancelled"];
@@ -57,7 +57,7 @@ async fn one(
     PathId(id): PathId,
     after: After,
     RawQuery(query): RawQuery,
-    headers: HeaderMap,
+    has: IfNoneMatch,
 ) -> Result<Response, Problem> {
     actor.require(&[Role::Customer, Role::Staff])?;
     state.wait(after, &[View::Orders]).await?;
@@ -72,10 +72,10 @@ async fn one(
         if let Some(fields) = parameters.get("fields") {
             let body = reply::only_fields(&ready.body, fields)?;
             let etag = reply::etag_of(&body);
-            return Ok(reply::bytes(&headers, body.into(), etag, Kept::Privately));
+            return Ok(reply::bytes(&has, body.into(), etag, Kept::Privately));
         }
     }
-    reply::ready(&headers, &ready, Kept::Privately, after)
+    reply::ready(&has, &ready, Kept::Privately, after)
 }
 
 async fn load(state: &QueryState, id: Uuid) -> Result<Option<Ready>, Problem> {
@@ -135,7 +135,7 @@ async fn list(
     actor: Actor,
     after: After,
     RawQuery(query): RawQuery,
-    headers: HeaderMap,
+    has: IfNoneMatch,
 ) -> Result<Response, Problem> {
     actor.require(&[Role::Customer, Role::Staff])?;
     let known = ["status", "customer_id", "limit", "cursor", "fields"];
@@ -184,7 +184,7 @@ async fn list(
         body = reply::only_fields(&body, fields)?;
     }
     let etag = reply::etag_of(&body);
-    let mut response = reply::bytes(&headers, body.into(), etag, Kept::Privately);
+    let mut response = reply::bytes(&has, body.into(), etag, Kept::Privately);
     if let Some(link) = next_cursor.and_then(|cursor| parameters.link("/v1/orders", &cursor)) {
         response.headers_mut().insert(header::LINK, link);
     }

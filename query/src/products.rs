@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use axum::body::Bytes;
 use axum::extract::{RawQuery, State};
-use axum::http::HeaderMap;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgRow;
@@ -21,7 +20,7 @@ use crate::cache::{Key, Ready};
 use crate::feed::View;
 use crate::page::{Parameters, invalid};
 use crate::position::After;
-use crate::reply::{self, Kept};
+use crate::reply::{self, IfNoneMatch, Kept};
 use crate::{QueryState, unavailable};
 
 pub(crate) fn routes() -> OpenApiRouter<QueryState> {
@@ -47,7 +46,7 @@ async fn one(
     PathId(id): PathId,
     after: After,
     RawQuery(query): RawQuery,
-    headers: HeaderMap,
+    has: IfNoneMatch,
 ) -> Result<Response, Problem> {
     state.wait(after, &[View::Products, View::Stock]).await?;
     let trusted = state.0.standing.is_fresh();
@@ -59,10 +58,10 @@ async fn one(
         if let Some(fields) = parameters.get("fields") {
             let body = reply::only_fields(&ready.body, fields)?;
             let etag = reply::etag_of(&body);
-            return Ok(reply::bytes(&headers, body.into(), etag, Kept::Publicly));
+            return Ok(reply::bytes(&has, body.into(), etag, Kept::Publicly));
         }
     }
-    reply::ready(&headers, &ready, Kept::Publicly, after)
+    reply::ready(&has, &ready, Kept::Publicly, after)
 }
 
 async fn load(state: &QueryState, id: Uuid) -> Result<Option<Ready>, Problem> {
@@ -166,7 +165,7 @@ async fn list(
     State(state): State<QueryState>,
     after: After,
     RawQuery(query): RawQuery,
-    headers: HeaderMap,
+    has: IfNoneMatch,
 ) -> Result<Response, Problem> {
     state.wait(after, &[View::Products, View::Stock]).await?;
     let trusted = state.0.standing.is_fresh();
@@ -175,7 +174,7 @@ async fn list(
     let key = Key::Products(query.as_str().into());
     let found = state.0.cache.get(key, trusted, async || page(&state, &query).await.map(Some)).await?;
     let ready = found.ok_or_else(|| Problem::new(&problem::INTERNAL, "a page without a body"))?;
-    reply::ready(&headers, &ready, Kept::Publicly, after)
+    reply::ready(&has, &ready, Kept::Publicly, after)
 }
 
 /// How a list is sorted.

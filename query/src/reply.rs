@@ -1,8 +1,12 @@
 //! Answers with strong entity tags, and 304 for whoever has the body already (RFC 9110).
 
+use std::convert::Infallible;
+
 use aws_lc_rs::digest;
 use axum::body::Bytes;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -10,6 +14,18 @@ use tidemark_http::problem::{self, Problem};
 
 use crate::cache::Ready;
 use crate::position::After;
+
+/// The header `If-None-Match`: the tags of what the client has.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct IfNoneMatch(Option<HeaderValue>);
+
+impl<S: Send + Sync> FromRequestParts<S> for IfNoneMatch {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Self(parts.headers.get(header::IF_NONE_MATCH).cloned()))
+    }
+}
 
 /// Who may keep an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +38,7 @@ pub(crate) enum Kept {
 
 /// The answer of a ready body.
 pub(crate) fn ready(
-    request: &HeaderMap,
+    asked: &IfNoneMatch,
     ready: &Ready,
     kept: Kept,
     after: After,
@@ -31,7 +47,7 @@ pub(crate) fn ready(
         let detail = "events of this are parked: the view does not hold all that was written";
         return Err(Problem::new(&problem::VIEW_BEHIND, detail).with_retry_after(30));
     }
-    let mut response = bytes(request, ready.body.clone(), ready.etag.clone(), kept);
+    let mut response = bytes(asked, ready.body.clone(), ready.etag.clone(), kept);
     if let Some(link) = &ready.link {
         response.headers_mut().insert(header::LINK, link.clone());
     }
@@ -42,8 +58,8 @@ pub(crate) fn ready(
 }
 
 /// The answer of any JSON body with its entity tag.
-pub(crate) fn bytes(request: &HeaderMap, body: Bytes, etag: HeaderValue, kept: Kept) -> Response {
-    let mut response = if matches(request, &etag) {
+pub(crate) fn bytes(asked: &IfNoneMatch, body: Bytes, etag: HeaderValue, kept: Kept) -> Response {
+    let mut response = if matches(asked, &etag) {
         StatusCode::NOT_MODIFIED.into_response()
     } else {
         let mut response = Response::new(axum::body::Body::from(body));
@@ -64,10 +80,8 @@ pub(crate) fn bytes(request: &HeaderMap, body: Bytes, etag: HeaderValue, kept: K
     response
 }
 
-fn matches(request: &HeaderMap, etag: &HeaderValue) -> bool {
-    let Some(asked) = request.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok()) else {
-        return false;
-    };
+fn matches(asked: &IfNoneMatch, etag: &HeaderValue) -> bool {
+    let Some(asked) = asked.0.as_ref().and_then(|value| value.to_str().ok()) else { return false };
     let tag = etag.to_str().unwrap_or_default();
     asked.split(',').map(|one| one.trim().trim_start_matches("W/")).any(|one| one == tag || one == "*")
 }
@@ -114,9 +128,8 @@ mod tests {
         for (asked, status) in
             [("\"3-4\"", 304), ("W/\"3-4\"", 304), ("\"1\", \"3-4\"", 304), ("*", 304), ("\"3\"", 200)]
         {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::IF_NONE_MATCH, HeaderValue::from_str(asked).unwrap());
-            let response = bytes(&headers, Bytes::from_static(b"{}"), etag.clone(), Kept::Publicly);
+            let has = IfNoneMatch(Some(HeaderValue::from_str(asked).unwrap()));
+            let response = bytes(&has, Bytes::from_static(b"{}"), etag.clone(), Kept::Publicly);
             assert_eq!(response.status().as_u16(), status, "{asked}");
             assert_eq!(response.headers()[header::ETAG], "\"3-4\"");
         }

@@ -1,7 +1,6 @@
 //! The units of a product, for the staff.
 
 use axum::extract::State;
-use axum::http::HeaderMap;
 use axum::response::Response;
 use sqlx::{AssertSqlSafe, Row};
 use tidemark_http::{Actor, PathId, Problem, Role, problem};
@@ -11,7 +10,7 @@ use utoipa_axum::routes;
 
 use crate::feed::View;
 use crate::position::After;
-use crate::reply::{self, Kept};
+use crate::reply::{self, IfNoneMatch, Kept};
 use crate::{QueryState, unavailable};
 
 pub(crate) fn routes() -> OpenApiRouter<QueryState> {
@@ -36,7 +35,7 @@ async fn one(
     actor: Actor,
     PathId(id): PathId,
     after: After,
-    headers: HeaderMap,
+    has: IfNoneMatch,
 ) -> Result<Response, Problem> {
     actor.require(&[Role::Staff, Role::Analyst])?;
     state.wait(after, &[View::Stock]).await?;
@@ -64,5 +63,5 @@ async fn one(
     let stock: StockResource = read().map_err(|error| unavailable(&error))?;
     let etag = reply::etag_of_versions(format_args!("{}", stock.version));
     let body = serde_json::to_vec(&stock).expect("numbers can be written as JSON");
-    Ok(reply::bytes(&headers, body.into(), etag, Kept::Privately))
+    Ok(reply::bytes(&has, body.into(), etag, Kept::Privately))
 }
