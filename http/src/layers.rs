@@ -4,7 +4,9 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -12,12 +14,11 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use futures_util::FutureExt;
+use futures_util::{FutureExt, poll};
 use metrics::{Counter, Histogram};
 use tokio::sync::Semaphore;
-use tower_http::compression::CompressionLayer;
-use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
 
+use crate::compression;
 use crate::problem::{self, Problem};
 
 /// Bounds of the web side.
@@ -47,9 +48,6 @@ impl Default for Limits {
     }
 }
 
-/// Bodies smaller than this are not compressed: they fit one packet.
-const COMPRESS_ABOVE: u64 = 1_024;
-
 #[derive(Clone)]
 struct Gate {
     space: Arc<Semaphore>,
@@ -59,16 +57,11 @@ struct Gate {
 /// Puts all layers around a router, and problems in the place of its bare 404 and 405.
 pub fn finish(router: Router, limits: &Limits) -> Router {
     let gate = Gate { space: Arc::new(Semaphore::new(limits.requests)), answer_within: limits.answer_within };
-    let compress = SizeAbove::new(COMPRESS_ABOVE)
-        .and(NotForContentType::IMAGES)
-        .and(NotForContentType::SSE)
-        .and(NotForContentType::new("application/problem+json"));
     router
         .fallback(async || Problem::new(&problem::NOT_FOUND, "there is nothing under this path"))
         .method_not_allowed_fallback(async || {
             Problem::new(&problem::METHOD_NOT_ALLOWED, "the header Allow lists what this path takes")
         })
-        .layer(CompressionLayer::new().compress_when(compress))
         .layer(middleware::from_fn_with_state(gate, pass))
 }
 
@@ -81,8 +74,13 @@ async fn pass(State(gate): State<Gate>, request: Request, next: Next) -> Respons
             .with_retry_after(1)
             .into_response(),
         Ok(_space) => {
-            let answer = AssertUnwindSafe(next.run(request)).catch_unwind();
-            match tokio::time::timeout(gate.answer_within, answer).await {
+            let mut answer = pin!(AssertUnwindSafe(compression::answer(request, next)).catch_unwind());
+            // What a cache answers is there at once, and needs no timer.
+            let answered = match poll!(&mut answer) {
+                Poll::Ready(answer) => Ok(answer),
+                Poll::Pending => tokio::time::timeout(gate.answer_within, answer).await,
+            };
+            match answered {
                 Ok(Ok(response)) => response,
                 Ok(Err(_panic)) => Problem::new(&problem::INTERNAL, "a fault of the service").into_response(),
                 Err(_elapsed) => Problem::new(&problem::UNAVAILABLE, "the answer took too long")
@@ -93,9 +91,7 @@ async fn pass(State(gate): State<Gate>, request: Request, next: Next) -> Respons
     };
     let headers = response.headers_mut();
     for (name, value) in &SECURITY {
-        if !headers.contains_key(name) {
-            headers.insert(name, value.clone());
-        }
+        headers.entry(name).or_insert_with(|| value.clone());
     }
     record(
         path.as_ref().map_or("unmatched", MatchedPath::as_str),

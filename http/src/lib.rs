@@ -10,6 +10,7 @@
 //! | [`server`] | connections: time-outs, bounds, a graceful end |
 
 pub mod access;
+pub mod compression;
 pub mod extract;
 pub mod layers;
 pub mod metrics;

@@ -35,7 +35,8 @@ CREATE TABLE log.events (
     event_id       uuid        NOT NULL,
     event_type     text        NOT NULL,
     schema_version smallint    NOT NULL,
-    payload        jsonb       NOT NULL,
+    -- As text: it is read and sent far more often than looked into, and stays as it was written, byte for byte.
+    payload        json        NOT NULL,
     correlation_id uuid        NOT NULL,
     causation_id   uuid,
     actor          text        NOT NULL,
@@ -98,4 +99,31 @@ CREATE TABLE log.snapshots (
     fold_version smallint    NOT NULL,
     state        jsonb       NOT NULL,
     taken_at     timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- What an append is sent as: arrays of rows.
+CREATE TYPE log.new_event AS (
+    position       bigint,
+    stream_id      uuid,
+    category       text,
+    version        bigint,
+    event_id       uuid,
+    event_type     text,
+    schema_version smallint,
+    payload        json,
+    correlation_id uuid,
+    causation_id   uuid,
+    actor          text,
+    traceparent    text,
+    partition_key  uuid
+);
+CREATE TYPE log.new_stream AS (stream_id uuid, partition bigint, from_version bigint);
+CREATE TYPE log.new_answer AS (
+    key         uuid,
+    fingerprint uuid,
+    status      smallint,
+    version     bigint,
+    position    bigint,
+    location    text,
+    body        bytea
 );

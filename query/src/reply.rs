@@ -10,6 +10,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use tidemark_http::compression::plain_tag;
 use tidemark_http::problem::{self, Problem};
 
 use crate::cache::Ready;
@@ -59,12 +60,13 @@ pub(crate) fn ready(
 
 /// The answer of any JSON body with its entity tag.
 pub(crate) fn bytes(asked: &IfNoneMatch, body: Bytes, etag: HeaderValue, kept: Kept) -> Response {
-    let mut response = if matches(asked, &etag) {
-        StatusCode::NOT_MODIFIED.into_response()
-    } else {
-        let mut response = Response::new(axum::body::Body::from(body));
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        response
+    let (mut response, etag) = match matching(asked, &etag) {
+        Some(had) => (StatusCode::NOT_MODIFIED.into_response(), had),
+        None => {
+            let mut response = Response::new(axum::body::Body::from(body));
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            (response, etag)
+        }
     };
     let headers = response.headers_mut();
     headers.insert(header::ETAG, etag);
@@ -80,10 +82,18 @@ pub(crate) fn bytes(asked: &IfNoneMatch, body: Bytes, etag: HeaderValue, kept: K
     response
 }
 
-fn matches(asked: &IfNoneMatch, etag: &HeaderValue) -> bool {
-    let Some(asked) = asked.0.as_ref().and_then(|value| value.to_str().ok()) else { return false };
-    let tag = etag.to_str().unwrap_or_default();
-    asked.split(',').map(|one| one.trim().trim_start_matches("W/")).any(|one| one == tag || one == "*")
+/// The tag of what the client has, if that is the body of `etag` in any encoding.
+fn matching(asked: &IfNoneMatch, etag: &HeaderValue) -> Option<HeaderValue> {
+    let asked = asked.0.as_ref()?.to_str().ok()?;
+    let tag = etag.to_str().ok()?.trim_matches('"');
+    asked.split(',').map(str::trim).find_map(|one| {
+        if one == "*" {
+            return Some(etag.clone());
+        }
+        let strong = one.trim_start_matches("W/");
+        let opaque = strong.strip_prefix('"')?.strip_suffix('"')?;
+        if plain_tag(opaque) == tag { HeaderValue::from_str(strong).ok() } else { None }
+    })
 }
 
 /// A strong entity tag of the bytes themselves.
@@ -125,13 +135,20 @@ mod tests {
     #[test]
     fn whoever_has_the_body_is_told_so() {
         let etag = HeaderValue::from_static("\"3-4\"");
-        for (asked, status) in
-            [("\"3-4\"", 304), ("W/\"3-4\"", 304), ("\"1\", \"3-4\"", 304), ("*", 304), ("\"3\"", 200)]
-        {
+        for (asked, status, tag) in [
+            ("\"3-4\"", 304, "\"3-4\""),
+            ("W/\"3-4\"", 304, "\"3-4\""),
+            ("\"1\", \"3-4\"", 304, "\"3-4\""),
+            ("*", 304, "\"3-4\""),
+            ("\"3-4-gzip\"", 304, "\"3-4-gzip\""),
+            ("\"3\"", 200, "\"3-4\""),
+            ("3-4", 200, "\"3-4\""),
+            ("\"3-4-", 200, "\"3-4\""),
+        ] {
             let has = IfNoneMatch(Some(HeaderValue::from_str(asked).unwrap()));
             let response = bytes(&has, Bytes::from_static(b"{}"), etag.clone(), Kept::Publicly);
             assert_eq!(response.status().as_u16(), status, "{asked}");
-            assert_eq!(response.headers()[header::ETAG], "\"3-4\"");
+            assert_eq!(response.headers()[header::ETAG], tag, "{asked}");
         }
     }
 

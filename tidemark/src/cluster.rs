@@ -4,7 +4,8 @@
 //! ends its own work first. After a kill -9 of this program the server may still be running: it is then taken over.
 
 use std::fs::{self, File, TryLockError};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt as _, PermissionsExt};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -24,8 +25,11 @@ const START_WITHIN: Duration = Duration::from_secs(120);
 /// How long a fast shutdown may take before an immediate one, which recovers at the next start.
 const STOP_WITHIN: Duration = Duration::from_secs(20);
 
-/// Segments of 16 MiB that are made with the cluster.
-const WAL_SEGMENTS: usize = 40;
+/// Segments of the write-ahead log that are made with the cluster: as many as `max_wal_size` lets there be.
+const WAL_SEGMENTS: usize = 64;
+
+/// The size of one, as `initdb` chooses it.
+const WAL_SEGMENT_BYTES: usize = 16 * 1024 * 1024;
 
 const USER: &str = "tidemark";
 
@@ -198,6 +202,11 @@ impl Cluster {
         if !output.status.success() {
             return Err(ClusterError::Init(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
         }
+        let (wal, owner) = (draft.join("pg_wal"), runner.map(|runner| (runner.uid, runner.gid)));
+        let made = tokio::task::spawn_blocking(move || make_wal_segments(&wal, owner)).await;
+        made.map_err(|error| std::io::Error::other(error.to_string()))
+            .and_then(|made| made)
+            .map_err(io("cannot make segments of the write-ahead log"))?;
         fs::rename(&draft, &self.data).map_err(io(format!("cannot make {}", self.data.display())))
     }
 
@@ -240,14 +249,6 @@ impl Cluster {
             .fetch_optional(&mut connection)
             .await?;
         if known.is_none() {
-            // A new segment of the write-ahead log is filled with zeros while a commit waits, for tens of
-            // milliseconds. Made now and recycled ever after, so that no commit waits for one.
-            for _ in 0..WAL_SEGMENTS {
-                connection
-                    .execute("SELECT pg_logical_emit_message(false, 'tidemark', ''), pg_switch_wal()")
-                    .await?;
-            }
-            connection.execute("CHECKPOINT").await?;
             connection.execute("CREATE DATABASE tidemark").await?;
         }
         connection.close().await?;
@@ -285,6 +286,23 @@ const SETTINGS: &[&str] = &[
     "log_min_duration_statement=1s",
     "log_checkpoints=off",
 ];
+
+/// Makes the write-ahead log's next segments, which PostgreSQL takes into use as it takes recycled ones. It would make
+/// each when a commit needs it, and that commit would wait for tens of milliseconds
+/// (`docs/decisions/0003-wal-segments-made-ahead.md`). `initdb` leaves the first.
+fn make_wal_segments(wal: &Path, owner: Option<(u32, u32)>) -> std::io::Result<()> {
+    let zeros = vec![0; WAL_SEGMENT_BYTES];
+    for segment in 2..=WAL_SEGMENTS {
+        let path = wal.join(format!("0000000100000000{segment:08X}"));
+        let mut file = File::options().create_new(true).write(true).mode(0o600).open(&path)?;
+        file.write_all(&zeros)?;
+        file.sync_all()?;
+        if let Some((user, group)) = owner {
+            std::os::unix::fs::chown(&path, Some(user), Some(group))?;
+        }
+    }
+    Ok(())
+}
 
 fn try_lock(path: &Path) -> Result<Option<File>, ClusterError> {
     let cannot = || io(format!("cannot lock {}", path.display()));

@@ -73,8 +73,22 @@ async fn shop(
         Writer::spawn(log.clone(), database.options.clone(), writer_config, writer_stop.clone());
     let projector_config =
         ProjectorConfig { workers: options.projector_workers, ..ProjectorConfig::default() };
-    let projecting =
-        Supervisor::spawn(log.clone(), database.options.clone(), projector_config, parts_stop.clone());
+    // On a runtime of their own: what folds thousands of events at a time must not make a request wait.
+    let background = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("projector")
+        .enable_all()
+        .build()
+        .map_err(Failure::io("cannot start the projectors' runtime"))?;
+    let projecting = {
+        let _context = background.enter();
+        Supervisor::spawn(
+            log.through(database.pool(LOG_CONNECTIONS)),
+            database.options.clone(),
+            projector_config,
+            parts_stop.clone(),
+        )
+    };
     let query_config = QueryConfig { cache_bytes: mib(options.cache_mib) as u64, ..QueryConfig::default() };
     let (query, following) =
         QueryState::open(&database.options, log.clone(), access.clone(), query_config, parts_stop.clone());
@@ -104,6 +118,7 @@ async fn shop(
     if tokio::time::timeout(END_WITHIN, ended).await.is_err() {
         tracing::warn!("some parts did not end in time");
     }
+    background.shutdown_background();
     served.map_err(Failure::io("serving"))
 }
 

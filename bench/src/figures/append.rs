@@ -166,11 +166,11 @@ impl Appender {
                 fact: &placed(order_id, products)?,
                 metadata: &metadata,
                 partition_key: order_id,
-                begins: true,
+                begins: self.partitions.begun(0, batch.position() + 1),
             })?;
             for stock in [first, second] {
                 let stock = &mut self.stocks[stock];
-                let begins = self.partitions.differ(stock.position, batch.position() + 1);
+                let begins = self.partitions.begun(stock.position, batch.position() + 1);
                 stock.version += 1;
                 stock.position = batch.push(&NewEvent {
                     stream_id: stock.stream_id,

@@ -37,10 +37,6 @@ const LOAD_ROUNDS: usize = 50;
 /// decision in vain.
 const CONTENDED: u32 = 64;
 
-/// From how many commands on a commit waits for more, and how long at most; never longer than half a commit takes.
-const GATHER_FROM: usize = 4;
-const GATHER_AT_MOST: Duration = Duration::from_millis(2);
-
 /// Snapshots that may wait to be stored; beyond that they are left out.
 const SNAPSHOT_QUEUE: usize = 1_024;
 
@@ -75,6 +71,8 @@ struct Loop {
     head: Head,
     /// Streams whose states hold events that are not committed yet.
     touched: Vec<Uuid>,
+    /// Whether a decision asked for a stream that is not here.
+    unmet: bool,
     /// The log's partitions, as far as known: nothing is written beyond them.
     partitions: Partitions,
     /// Where what need not be waited for is done.
@@ -134,6 +132,7 @@ pub(super) async fn run(
         connection: None,
         head: Head { epoch: 0, position: 0 },
         touched: Vec::new(),
+        unmet: false,
         partitions: Partitions::default(),
         preparing: None,
         shared,
@@ -143,7 +142,6 @@ pub(super) async fn run(
         config,
     };
     let mut waiting = Vec::new();
-    let (mut expected, mut wait) = (0, Duration::ZERO);
     loop {
         if waiting.is_empty() {
             let most = writer.config.batch_commands;
@@ -164,35 +162,12 @@ pub(super) async fn run(
         {
             jobs.recv_many(&mut waiting, space).await;
         }
-        gather(&mut jobs, &mut waiting, expected, wait).await;
-        let (begun, answered) = (Instant::now(), waiting.len());
         waiting = writer.process(std::mem::take(&mut waiting)).await;
-        // Whoever was answered now and whoever waits now may all be there for the next commit.
-        expected = (answered + jobs.len()).min(writer.config.batch_commands);
-        wait = (begun.elapsed() / 2).min(GATHER_AT_MOST);
     }
     drop(writer);
     for task in [keeper, forgetter] {
         if let Err(error) = task.await {
             tracing::error!(%error, "a task of the writer ended badly");
-        }
-    }
-}
-
-/// Waits a little for those who were there a moment ago. Clients that ask again as soon as they are answered would
-/// otherwise fall into two halves, each waiting for the other's commit, and every commit would carry half of what it
-/// could.
-async fn gather(jobs: &mut mpsc::Receiver<Job>, waiting: &mut Vec<Job>, expected: usize, wait: Duration) {
-    if expected <= GATHER_FROM {
-        return;
-    }
-    let until = tokio::time::Instant::now() + wait;
-    while let Some(space) = expected.checked_sub(waiting.len())
-        && space > 0
-    {
-        match tokio::time::timeout_at(until, jobs.recv_many(waiting, space)).await {
-            Ok(taken) if taken > 0 => {}
-            _ => return,
         }
     }
 }
@@ -349,10 +324,9 @@ impl Loop {
             Some(connection) => connection,
             None => self.connect().await.map_err(Trouble::Away)?,
         };
-        self.load(&mut connection, group).await?;
         let repeated =
             group.iter().filter_map(|job| job.request.key).any(|scope| self.keys.contains(scope.key));
-        if self.contended == 0 && !repeated {
+        if self.contended == 0 && !repeated && self.head.position > 0 {
             if let Some(done) = self.try_swiftly(&mut connection, group).await? {
                 self.connection = Some(connection);
                 return Ok(done);
@@ -360,6 +334,7 @@ impl Loop {
         } else {
             self.contended = self.contended.saturating_sub(1);
         }
+        self.load(&mut connection, group).await?;
         let mut locked = connection.lock().await.map_err(Trouble::Away)?;
         match self.follow(&mut locked).await {
             Ok(true) => {}
@@ -424,20 +399,20 @@ impl Loop {
         connection: &mut WriterConnection,
         group: &[Job],
     ) -> Result<Option<(Head, Vec<Option<Reply>>)>, Trouble> {
-        let mut batch = Batch::at(self.head);
-        let replies = match self.decide_all(group, HashMap::new(), &mut batch) {
-            Ok(replies) => replies,
-            Err(_) => {
-                self.forget_touched();
-                return Ok(None);
-            }
-        };
-        // Refusals must rest on the log as it is, which only the lock or an append can tell.
-        if batch.is_empty() || batch.position() > self.partitions.end() {
+        let (mut batch, mut replies) = self.decide_swiftly(group);
+        if self.unmet {
+            // Loaded only now, since most commits need nothing: to look for it first would be to decide twice.
             self.forget_touched();
             self.load(connection, group).await?;
-            return Ok(None);
+            (batch, replies) = self.decide_swiftly(group);
         }
+        // Refusals must rest on the log as it is, which only the lock or an append can tell.
+        let Some(replies) =
+            replies.filter(|_| !batch.is_empty() && batch.position() <= self.partitions.end())
+        else {
+            self.forget_touched();
+            return Ok(None);
+        };
         match connection.append_at(&batch).await {
             Swift::Committed(head) => {
                 metrics::counter!("tidemark_commits_total", "way" => "short").increment(1);
@@ -447,19 +422,25 @@ impl Loop {
                 tracing::debug!(head = ?self.head, "somebody else has appended");
                 self.contended = CONTENDED;
                 self.forget_touched();
-                self.load(connection, group).await?;
                 Ok(None)
             }
             Swift::Refused(error) => {
                 tracing::debug!(%error, "the short way was refused");
                 self.forget_touched();
-                self.load(connection, group).await?;
                 Ok(None)
             }
             Swift::Unknown(error) => {
                 Err(Trouble::Unknown { mark: batch.mark(), error, head: batch.head(), replies })
             }
         }
+    }
+
+    /// A batch on the states as they are, with its replies; `None` when the log could not store it.
+    fn decide_swiftly(&mut self, group: &[Job]) -> (Batch, Option<Vec<Option<Reply>>>) {
+        let mut batch = Batch::at(self.head);
+        self.unmet = false;
+        let replies = self.decide_all(group, HashMap::new(), &mut batch).ok();
+        (batch, replies)
     }
 
     async fn connect(&self) -> Result<WriterConnection, LogError> {
@@ -573,7 +554,10 @@ impl Loop {
         let request = &job.request;
         if let (Some(expected), Some(command)) = (request.if_match, request.commands.first()) {
             match self.states.entry(command.stream()) {
-                None => return Ok(None),
+                None => {
+                    self.unmet = true;
+                    return Ok(None);
+                }
                 Some(entry) if entry.version > 0 && entry.version != expected => {
                     return Ok(Some(Err(CommandError::VersionMismatch { expected, current: entry.version })));
                 }
@@ -619,7 +603,7 @@ impl Loop {
                 .map_or(CommandError::Refused, CommandError::Rejected)),
             Some(rendered) => {
                 if let Some(scope) = request.key {
-                    batch.store(NewAnswer {
+                    batch.store(&NewAnswer {
                         key: scope.key,
                         fingerprint: scope.fingerprint,
                         status: i16::try_from(rendered.status).unwrap_or(i16::MAX),
@@ -638,7 +622,7 @@ impl Loop {
 
     /// A decision that counts; else what to do with its job: answer it so, or (`None`) let it wait.
     fn decision(
-        &self,
+        &mut self,
         command: &Command,
         request: &super::Request,
     ) -> Result<Result<Decision, Rejection>, Option<Reply>> {
@@ -648,7 +632,11 @@ impl Loop {
         if let Some(stream_id) = unreadable {
             return Err(Some(Err(CommandError::Unreadable(stream_id))));
         }
-        if missing.is_empty() { Ok(decision) } else { Err(None) }
+        if missing.is_empty() {
+            return Ok(decision);
+        }
+        self.unmet = true;
+        Err(None)
     }
 
     /// Writes a decision's events into the batch and folds them into the states.
@@ -680,7 +668,7 @@ impl Loop {
                 fact: &happened.fact,
                 metadata: &request.metadata,
                 partition_key: happened.partition_key,
-                begins: self.partitions.differ(before, batch.position() + 1),
+                begins: self.partitions.begun(before, batch.position() + 1),
             })?;
         }
         Ok(Accepted {

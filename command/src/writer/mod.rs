@@ -52,7 +52,7 @@ impl Default for WriterConfig {
             queue_bytes: 64 * 1024 * 1024,
             batch_commands: 512,
             state_bytes: 128 * 1024 * 1024,
-            snapshot_interval: 100,
+            snapshot_interval: 32,
             start_within: Duration::from_secs(5),
             settle_within: Duration::from_secs(10),
             partition_size: PARTITION_SIZE,

@@ -17,6 +17,7 @@ use sqlx::{ConnectOptions, Connection, Executor, PgConnection, Row};
 use uuid::Uuid;
 
 use super::load::{TAIL_LIMIT, tail};
+use super::wire::{RowType, Rows};
 use super::{Head, LogError, MAX_PAYLOAD_BYTES, NewAnswer, StoredAnswer, answers, wake};
 use crate::envelope::{Metadata, RecordedEvent};
 use crate::{Fact, Position};
@@ -55,37 +56,25 @@ pub struct NewEvent<'a> {
     pub metadata: &'a Metadata,
     /// What it must stay in order with.
     pub partition_key: Uuid,
-    /// Whether it is the first event of its stream in its partition of the log: the stream is new, or its event before
-    /// stands in another one ([`super::partitions::Partitions::differ`]).
-    pub begins: bool,
+    /// If it is the first event of its stream in its partition of the log (the stream is new, or its event before
+    /// stands in another one): that partition, see [`super::partitions::Partitions::begun`].
+    pub begins: Option<Position>,
 }
 
-/// Events and answers of one commit, with their positions, as columns.
+/// Events and answers of one commit, with their positions, as they will be sent.
 #[derive(Debug)]
 pub struct Batch {
     start: Head,
     position: Position,
     bytes: usize,
-    events: EventColumns,
-    /// First events of a stream in a partition: stream, version, position.
-    streams: Vec<(Uuid, i64, Position)>,
-    answers: Vec<NewAnswer>,
-}
-
-#[derive(Debug, Default)]
-struct EventColumns {
-    stream_id: Vec<Uuid>,
-    category: Vec<&'static str>,
-    version: Vec<i64>,
-    event_id: Vec<Uuid>,
-    event_type: Vec<&'static str>,
-    schema_version: Vec<i16>,
-    payload: Vec<String>,
-    correlation_id: Vec<Uuid>,
-    causation_id: Vec<Option<Uuid>>,
-    actor: Vec<String>,
-    traceparent: Vec<Option<String>>,
-    partition_key: Vec<Uuid>,
+    /// The id of the first event.
+    first: Option<Uuid>,
+    /// Of `log.new_event`.
+    events: Rows,
+    /// Of `log.new_stream`: first events of a stream in a partition.
+    streams: Rows,
+    /// Of `log.new_answer`.
+    answers: Rows,
 }
 
 impl Batch {
@@ -96,9 +85,10 @@ impl Batch {
             start: head,
             position: head.position,
             bytes: 0,
-            events: EventColumns::default(),
-            streams: Vec::new(),
-            answers: Vec::new(),
+            first: None,
+            events: Rows::default(),
+            streams: Rows::default(),
+            answers: Rows::default(),
         }
     }
 
@@ -117,7 +107,7 @@ impl Batch {
     /// Whether there is nothing to write.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.events.event_id.is_empty() && self.answers.is_empty()
+        self.events.is_empty() && self.answers.is_empty()
     }
 
     /// How many bytes of payload it holds.
@@ -132,44 +122,58 @@ impl Batch {
     /// [`LogError::Unstorable`]; nothing was added.
     pub fn push(&mut self, event: &NewEvent<'_>) -> Result<Position, LogError> {
         let kind = event.fact.event_type();
-        let unstorable = |reason: String| LogError::Unstorable { event_type: kind.name, reason };
-        let mut payload = Vec::with_capacity(256);
-        event.fact.write_payload(&mut payload).map_err(|error| unstorable(error.to_string()))?;
-        if payload.len() > MAX_PAYLOAD_BYTES {
-            return Err(unstorable(format!("{} bytes, the limit is {MAX_PAYLOAD_BYTES}", payload.len())));
+        let position = self.position + 1;
+        let mut payload = 0;
+        self.events.try_push(13, |row| {
+            row.bigint(position)
+                .uuid(event.stream_id)
+                .text(kind.category)
+                .bigint(event.version)
+                .uuid(event.event_id)
+                .text(kind.name)
+                .smallint(kind.version);
+            payload = row
+                .json(|buffer| event.fact.write_payload(buffer))
+                .map_err(|error| unstorable(kind.name, error.to_string()))?;
+            if payload > MAX_PAYLOAD_BYTES {
+                let reason = format!("{payload} bytes, the limit is {MAX_PAYLOAD_BYTES}");
+                return Err(unstorable(kind.name, reason));
+            }
+            row.uuid(event.metadata.correlation_id)
+                .optional_uuid(event.metadata.causation_id)
+                .text(&event.metadata.actor)
+                .optional_text(event.metadata.traceparent.as_deref())
+                .uuid(event.partition_key);
+            Ok(())
+        })?;
+        if let Some(partition) = event.begins {
+            self.streams.push(3, |row| {
+                row.uuid(event.stream_id).bigint(partition).bigint(event.version);
+            });
         }
-        let payload = String::from_utf8(payload).map_err(|error| unstorable(error.to_string()))?;
-        self.bytes += payload.len();
-        self.position += 1;
-        if event.begins {
-            self.streams.push((event.stream_id, event.version, self.position));
-        }
-        let columns = &mut self.events;
-        columns.stream_id.push(event.stream_id);
-        columns.category.push(kind.category);
-        columns.version.push(event.version);
-        columns.event_id.push(event.event_id);
-        columns.event_type.push(kind.name);
-        columns.schema_version.push(kind.version);
-        columns.payload.push(payload);
-        columns.correlation_id.push(event.metadata.correlation_id);
-        columns.causation_id.push(event.metadata.causation_id);
-        columns.actor.push(event.metadata.actor.clone());
-        columns.traceparent.push(event.metadata.traceparent.clone());
-        columns.partition_key.push(event.partition_key);
-        Ok(self.position)
+        self.position = position;
+        self.bytes += payload;
+        self.first.get_or_insert(event.event_id);
+        Ok(position)
     }
 
     /// Adds an answer to be found again under its key.
-    pub fn store(&mut self, answer: NewAnswer) {
-        self.answers.push(answer);
+    pub fn store(&mut self, answer: &NewAnswer) {
+        self.answers.push(7, |row| {
+            row.uuid(answer.key)
+                .uuid(answer.fingerprint)
+                .smallint(answer.status)
+                .bigint(answer.version)
+                .bigint(answer.position)
+                .optional_text(answer.location.as_deref())
+                .bytea(&answer.body);
+        });
     }
 
     /// What to ask for if the commit's outcome is unknown, `None` if the batch has no events.
     #[must_use]
     pub fn mark(&self) -> Option<Mark> {
-        let event_id = *self.events.event_id.first()?;
-        Some(Mark { position: self.start.position + 1, event_id })
+        Some(Mark { position: self.start.position + 1, event_id: self.first? })
     }
 }
 
@@ -210,8 +214,8 @@ pub enum Swift {
 #[derive(Debug)]
 pub struct WriterConnection {
     pub(super) connection: PgConnection,
-    /// Whether this server and timeline have been compared with the log's.
-    checked: bool,
+    /// Known once this server and timeline have been compared with the log's.
+    row_types: Option<RowTypes>,
 }
 
 impl WriterConnection {
@@ -221,7 +225,7 @@ impl WriterConnection {
     /// [`LogError::Database`].
     pub async fn open(options: &PgConnectOptions) -> Result<Self, LogError> {
         let connection = options.clone().options(SESSION).connect().await?;
-        Ok(Self { connection, checked: false })
+        Ok(Self { connection, row_types: None })
     }
 
     /// Takes the log's lock.
@@ -233,10 +237,13 @@ impl WriterConnection {
     /// [`LogError::Database`], also when the lock was not to be had in time; a writer that has held it for far too
     /// long is then ended, so the next try can succeed.
     pub async fn lock(&mut self) -> Result<Locked<'_>, LogError> {
-        if !self.checked {
-            self.check_history().await?;
-            self.checked = true;
-        }
+        let row_types = match self.row_types {
+            Some(known) => known,
+            None => {
+                self.check_history().await?;
+                *self.row_types.insert(RowTypes::of(&mut self.connection).await?)
+            }
+        };
         let locked = sqlx::raw_sql(
             "BEGIN; SET LOCAL plan_cache_mode = force_custom_plan; \
              SELECT epoch, position FROM log.head FOR UPDATE",
@@ -251,17 +258,15 @@ impl WriterConnection {
             }
         };
         let head = Head { epoch: row.try_get(0)?, position: row.try_get(1)? };
-        Ok(Locked { writer: self, head, appended: head })
+        Ok(Locked { writer: self, row_types, head, appended: head })
     }
 
     /// Appends and commits in one statement, if the log still stands where the batch begins.
     ///
     /// Must have been [`WriterConnection::lock`]ed once before: that is where the database's history is compared.
     pub async fn append_at(&mut self, batch: &Batch) -> Swift {
-        if !self.checked {
-            return Swift::Moved;
-        }
-        match write(&mut self.connection, batch).await {
+        let Some(row_types) = self.row_types else { return Swift::Moved };
+        match write(&mut self.connection, row_types, batch).await {
             Ok(true) => Swift::Committed(batch.head()),
             Ok(false) => Swift::Moved,
             Err(error) if is_refusal(&error) => Swift::Refused(name_refusal(error, batch.position())),
@@ -361,6 +366,7 @@ impl WriterConnection {
 #[derive(Debug)]
 pub struct Locked<'a> {
     writer: &'a mut WriterConnection,
+    row_types: RowTypes,
     head: Head,
     appended: Head,
 }
@@ -398,7 +404,7 @@ impl Locked<'_> {
     /// [`LogError::Versions`] when the batch does not begin at the head or a stream does not stand where it says;
     /// [`LogError::NoPartition`]; [`LogError::Database`]. In every case: [`Locked::release`], nothing is written.
     pub async fn append(&mut self, batch: &Batch) -> Result<(), LogError> {
-        match write(&mut self.writer.connection, batch).await {
+        match write(&mut self.writer.connection, self.row_types, batch).await {
             Ok(true) => {
                 self.appended = batch.head();
                 Ok(())
@@ -456,62 +462,67 @@ fn is_refusal(error: &sqlx::Error) -> bool {
 
 /// The one statement that appends: locks the head if it is where the batch begins, moves it, writes events, streams
 /// and answers, and tells whoever listens. `false`: the head is elsewhere, nothing was written.
-async fn write(connection: &mut PgConnection, batch: &Batch) -> Result<bool, sqlx::Error> {
+async fn write(
+    connection: &mut PgConnection,
+    row_types: RowTypes,
+    batch: &Batch,
+) -> Result<bool, sqlx::Error> {
     let Batch { start, position, events, streams, answers, .. } = batch;
     let row: Option<PgRow> = sqlx::query(
         "WITH head AS (UPDATE log.head SET position = $1, recorded_at = GREATEST(recorded_at, clock_timestamp()) \
            WHERE position = $2 AND epoch = $3 RETURNING recorded_at), \
          written AS (INSERT INTO log.events (position, stream_id, category, version, event_id, event_type, \
              schema_version, payload, correlation_id, causation_id, actor, traceparent, recorded_at, partition_key) \
-           SELECT $2 + e.n, e.stream_id, e.category, e.version, e.event_id, e.event_type, e.schema_version, \
-             e.payload::jsonb, e.correlation_id, e.causation_id, e.actor, e.traceparent, head.recorded_at, \
-             e.partition_key \
-           FROM head, unnest($4::uuid[], $5::text[], $6::bigint[], $7::uuid[], $8::text[], $9::smallint[], \
-             $10::text[], $11::uuid[], $12::uuid[], $13::text[], $14::text[], $15::uuid[]) WITH ORDINALITY \
-             AS e (stream_id, category, version, event_id, event_type, schema_version, payload, correlation_id, \
-               causation_id, actor, traceparent, partition_key, n)), \
+           SELECT e.position, e.stream_id, e.category, e.version, e.event_id, e.event_type, e.schema_version, \
+             e.payload, e.correlation_id, e.causation_id, e.actor, e.traceparent, head.recorded_at, e.partition_key \
+           FROM head, unnest($4::log.new_event[]) e), \
          begun AS (INSERT INTO log.streams (stream_id, partition, from_version) \
-           SELECT s.stream_id, p.from_position, s.version \
-           FROM head, unnest($16::uuid[], $17::bigint[], $18::bigint[]) AS s (stream_id, version, position) \
-             JOIN log.partitions p ON s.position >= p.from_position AND s.position < p.to_position \
-           ON CONFLICT DO NOTHING), \
+           SELECT s.stream_id, s.partition, s.from_version FROM head, unnest($5::log.new_stream[]) s), \
          answered AS (INSERT INTO log.answers (key, fingerprint, status, version, position, epoch, location, body, \
              created_at) \
            SELECT a.key, a.fingerprint, a.status, a.version, a.position, $3, a.location, a.body, head.recorded_at \
-           FROM head, unnest($19::uuid[], $20::uuid[], $21::smallint[], $22::bigint[], $23::bigint[], $24::text[], \
-             $25::bytea[]) AS a (key, fingerprint, status, version, position, location, body)) \
-         SELECT pg_notify($26, $27) FROM head",
+           FROM head, unnest($6::log.new_answer[]) a) \
+         SELECT pg_notify($7, $8) FROM head",
     )
     .bind(position)
     .bind(start.position)
     .bind(start.epoch)
-    .bind(&events.stream_id)
-    .bind(&events.category)
-    .bind(&events.version)
-    .bind(&events.event_id)
-    .bind(&events.event_type)
-    .bind(&events.schema_version)
-    .bind(&events.payload)
-    .bind(&events.correlation_id)
-    .bind(&events.causation_id)
-    .bind(&events.actor)
-    .bind(&events.traceparent)
-    .bind(&events.partition_key)
-    .bind(streams.iter().map(|(stream, _, _)| *stream).collect::<Vec<_>>())
-    .bind(streams.iter().map(|(_, version, _)| *version).collect::<Vec<_>>())
-    .bind(streams.iter().map(|(_, _, position)| *position).collect::<Vec<_>>())
-    .bind(answers.iter().map(|a| a.key).collect::<Vec<_>>())
-    .bind(answers.iter().map(|a| a.fingerprint).collect::<Vec<_>>())
-    .bind(answers.iter().map(|a| a.status).collect::<Vec<_>>())
-    .bind(answers.iter().map(|a| a.version).collect::<Vec<_>>())
-    .bind(answers.iter().map(|a| a.position).collect::<Vec<_>>())
-    .bind(answers.iter().map(|a| a.location.as_deref()).collect::<Vec<_>>())
-    .bind(answers.iter().map(|a| a.body.as_slice()).collect::<Vec<_>>())
+    .bind(events.of(row_types.event))
+    .bind(streams.of(row_types.stream))
+    .bind(answers.of(row_types.answer))
     .bind(wake::CHANNEL)
     .bind(format!("{}-{position}", start.epoch))
     .fetch_optional(connection)
     .await?;
     Ok(row.is_some())
+}
+
+/// The types that rows are sent as, as this database numbers them.
+#[derive(Debug, Clone, Copy)]
+struct RowTypes {
+    event: RowType,
+    stream: RowType,
+    answer: RowType,
+}
+
+impl RowTypes {
+    async fn of(connection: &mut PgConnection) -> Result<Self, sqlx::Error> {
+        let row = sqlx::query(
+            "SELECT 'log.new_event'::regtype::oid, 'log.new_event[]'::regtype::oid, \
+             'log.new_stream'::regtype::oid, 'log.new_stream[]'::regtype::oid, \
+             'log.new_answer'::regtype::oid, 'log.new_answer[]'::regtype::oid",
+        )
+        .fetch_one(connection)
+        .await?;
+        let row_type = |column| {
+            Ok::<_, sqlx::Error>(RowType { row: row.try_get(column)?, array: row.try_get(column + 1)? })
+        };
+        Ok(Self { event: row_type(0)?, stream: row_type(2)?, answer: row_type(4)? })
+    }
+}
+
+fn unstorable(event_type: &'static str, reason: String) -> LogError {
+    LogError::Unstorable { event_type, reason }
 }
 
 /// The log's own errors among the database's.

@@ -97,7 +97,7 @@ async fn stream_events(
         event_columns!(),
         " FROM log.events \
          WHERE stream_id = s.stream_id AND version > wanted.after_version \
-         AND position >= p.from_position AND position < p.to_position) e ORDER BY e.stream_id, e.version"
+         AND position >= p.from_position AND position < p.to_position OFFSET 0) e ORDER BY e.stream_id, e.version"
     ))
     .bind(streams)
     .bind(after_versions)

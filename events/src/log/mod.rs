@@ -20,6 +20,7 @@ pub mod partitions;
 pub mod read;
 pub mod snapshots;
 pub mod wake;
+mod wire;
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -103,6 +104,12 @@ impl Log {
     #[must_use]
     pub fn new(pool: PgPool) -> Self {
         Self { pool, wake: Arc::default() }
+    }
+
+    /// The same log, and the same knowledge of where it stands, read through another pool.
+    #[must_use]
+    pub fn through(&self, pool: PgPool) -> Self {
+        Self { pool, wake: Arc::clone(&self.wake) }
     }
 
     /// Brings the schema `log` up to date and makes the first partitions. Several processes may do so at once.

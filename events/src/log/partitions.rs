@@ -28,11 +28,13 @@ impl Partitions {
         self.end
     }
 
-    /// Whether two positions lie in different partitions. Position 0, before everything, lies in none.
+    /// The first position of `position`'s partition, if `before` does not lie in the same one. Position 0, before
+    /// everything, lies in none.
     #[must_use]
-    pub fn differ(&self, one: Position, other: Position) -> bool {
+    pub fn begun(&self, before: Position, position: Position) -> Option<Position> {
         let place = |position| self.starts.partition_point(|&start| start <= position);
-        place(one) != place(other)
+        let place_now = place(position);
+        if place(before) == place_now { None } else { self.starts.get(place_now.checked_sub(1)?).copied() }
     }
 }
 
@@ -89,10 +91,11 @@ mod tests {
     #[test]
     fn positions_lie_in_partitions() {
         let partitions = Partitions { starts: vec![1, 11, 31], end: 40 };
-        assert!(!partitions.differ(1, 10));
-        assert!(partitions.differ(10, 11));
-        assert!(!partitions.differ(11, 30));
-        assert!(partitions.differ(30, 31));
-        assert!(partitions.differ(0, 1), "a stream without events");
+        assert_eq!(partitions.begun(1, 10), None);
+        assert_eq!(partitions.begun(10, 11), Some(11));
+        assert_eq!(partitions.begun(11, 30), None);
+        assert_eq!(partitions.begun(10, 31), Some(31));
+        assert_eq!(partitions.begun(0, 1), Some(1), "a stream without events");
+        assert_eq!(Partitions::default().begun(0, 1), None, "none is known");
     }
 }

@@ -128,7 +128,7 @@ impl Log {
             event_columns!(),
             " FROM log.events \
              WHERE stream_id = s.stream_id AND version > $2 \
-             AND position >= p.from_position AND position < p.to_position) e \
+             AND position >= p.from_position AND position < p.to_position OFFSET 0) e \
              WHERE s.stream_id = $1 ORDER BY e.version LIMIT $3"
         ))
         .bind(stream_id)
@@ -164,13 +164,12 @@ pub(crate) fn event_from_row(row: &PgRow) -> Result<RecordedEvent, sqlx::Error> 
     })
 }
 
-/// The text of a `jsonb` column, without parsing it. In the binary format a version byte (1) stands before it.
+/// The text of a `json` column, without parsing it.
 fn json_text(row: &PgRow, column: usize) -> Result<Box<str>, sqlx::Error> {
     let value = row.try_get_raw(column)?;
     if value.is_null() {
         return Err(sqlx::Error::Decode("an event without payload".into()));
     }
     let bytes = value.as_bytes().map_err(sqlx::Error::Decode)?;
-    let text = bytes.strip_prefix(&[1]).unwrap_or(bytes);
-    Ok(std::str::from_utf8(text).map_err(|error| sqlx::Error::Decode(error.into()))?.into())
+    Ok(std::str::from_utf8(bytes).map_err(|error| sqlx::Error::Decode(error.into()))?.into())
 }
