@@ -39,6 +39,18 @@ pub enum ProjectorError {
     /// Somebody else has moved the checkpoint: what this worker knows is old.
     #[error("the checkpoint of {0} was moved by another process")]
     Moved(String),
+    /// The log is not the one that was read: it was restored or promoted, and ends earlier or has a new epoch.
+    #[error(
+        "the log stands at {head} of epoch {epoch}, and was read to {position} before: it has lost its end"
+    )]
+    LostEnd {
+        /// Its epoch now.
+        epoch: tidemark_events::Epoch,
+        /// Its head now.
+        head: tidemark_events::Position,
+        /// How far it had been read.
+        position: tidemark_events::Position,
+    },
     /// There is no such projection.
     #[error("there is no projection {0}; there are {1}")]
     UnknownProjection(String, String),

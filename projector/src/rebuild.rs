@@ -150,8 +150,11 @@ async fn catch_up(
             let mut position = after;
             while position < head.position {
                 let page = reader.read(position, head.position, &filter, BATCH).await?;
+                if page.read_to == position {
+                    break;
+                }
                 position = page.read_to;
-                let chunk = Chunk { events: page.events, read_to: position, epoch: head.epoch };
+                let chunk = Chunk { events: page.events, read_to: position, epoch: page.epoch };
                 if sender.send(chunk).await.is_err() {
                     break;
                 }
@@ -176,9 +179,11 @@ async fn catch_up(
 async fn fold_to(log: &Log, worker: &mut Worker, target: Target, to: Position) -> Result<(), ProjectorError> {
     let filter = filter_of(target.projection);
     while worker.position() < to {
-        let epoch = log.wake().borrow().epoch.max(1);
         let page = log.read(worker.position(), to, &filter, BATCH).await?;
-        worker.take(Chunk { events: page.events, read_to: page.read_to, epoch }).await?;
+        if page.read_to == worker.position() {
+            break;
+        }
+        worker.take(Chunk { events: page.events, read_to: page.read_to, epoch: page.epoch }).await?;
     }
     Ok(())
 }

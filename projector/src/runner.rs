@@ -21,6 +21,10 @@ const AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// How often a runner that stands by looks whether the one at work has gone.
 const STAND_BY: Duration = Duration::from_millis(500);
 
+/// How often a worker without work looks whether its session is still there. A server that crashed may have lost its
+/// last commits, which did not wait for the disk: they are then to be done again, whether or not more events come.
+const LOOK_AFTER: Duration = Duration::from_millis(500);
+
 /// Chunks that wait for a worker.
 const CHANNEL: usize = 2;
 
@@ -91,8 +95,14 @@ async fn follow(
     let filter = filter_of(target.projection);
     let mut wake = log.wake();
     let mut next = Instant::now();
+    let mut epoch = wake.borrow().epoch;
     loop {
         let head = *wake.borrow_and_update();
+        let known = epoch > 0 && head.epoch > 0;
+        if known && (head.position < position || head.epoch != epoch) {
+            return Err(ProjectorError::LostEnd { epoch: head.epoch, head: head.position, position });
+        }
+        epoch = head.epoch;
         if head.position > position {
             let behind = usize::try_from(head.position - position).unwrap_or(usize::MAX);
             if behind < config.batch_events && Instant::now() < next {
@@ -107,6 +117,15 @@ async fn follow(
                 () = stop.cancelled() => break,
                 page = log.read(position, head.position, &filter, config.batch_events) => page?,
             };
+            if page.read_to == position {
+                // What was known of the head is not true of this log: it has lost its end. Its listener will say.
+                tokio::select! {
+                    () = stop.cancelled() => break,
+                    changed = wake.changed() => if changed.is_err() { break },
+                    () = tokio::time::sleep(AGAIN_AFTER) => {}
+                }
+                continue;
+            }
             position = page.read_to;
             let mut shares: Vec<Vec<_>> = (0..channels.len()).map(|_| Vec::new()).collect();
             if let [only] = shares.as_mut_slice() {
@@ -118,7 +137,7 @@ async fn follow(
                 }
             }
             for (channel, events) in channels.iter().zip(shares) {
-                let chunk = Chunk { events, read_to: position, epoch: head.epoch };
+                let chunk = Chunk { events, read_to: position, epoch: page.epoch };
                 if channel.send(chunk).await.is_err() {
                     return ended(&mut tasks).await;
                 }
@@ -166,7 +185,15 @@ async fn work(
     let behind = metrics::gauge!("tidemark_projection_lag_events", &labels);
     let lag = metrics::histogram!("tidemark_projection_lag_seconds", &labels);
     let head = log.wake();
-    while let Some(mut chunk) = chunks.recv().await {
+    loop {
+        let mut chunk = match tokio::time::timeout(LOOK_AFTER, chunks.recv()).await {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => return Ok(()),
+            Err(_quiet) => {
+                worker.is_there().await?;
+                continue;
+            }
+        };
         while let Ok(more) = chunks.try_recv() {
             chunk.events.extend(more.events);
             (chunk.read_to, chunk.epoch) = (more.read_to, more.epoch);
@@ -183,5 +210,4 @@ async fn work(
             lag.record((chrono::Utc::now() - oldest).as_seconds_f64());
         }
     }
-    Ok(())
 }

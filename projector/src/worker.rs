@@ -288,6 +288,14 @@ impl Worker {
         Ok(true)
     }
 
+    /// Whether its session, and with it what it has committed, is still there.
+    ///
+    /// # Errors
+    /// The database's, when it is not.
+    pub async fn is_there(&mut self) -> Result<(), ProjectorError> {
+        Ok(self.connection.ping().await?)
+    }
+
     /// Runs a statement outside any batch.
     ///
     /// # Errors

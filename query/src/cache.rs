@@ -7,7 +7,7 @@
 //! too many now and then and nothing else.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
@@ -76,6 +76,9 @@ pub(crate) struct Cache {
     views: [AtomicI64; View::COUNT],
     /// Bodies below it are invalid, whatever they are.
     floor: AtomicI64,
+    made_at: Instant,
+    /// Microseconds from then to when numbers began anew: what was read before is of another history.
+    anew: AtomicU64,
 }
 
 impl Cache {
@@ -87,7 +90,20 @@ impl Cache {
             slots: (0..SLOTS).map(|_| AtomicI64::new(0)).collect(),
             views: Default::default(),
             floor: AtomicI64::new(0),
+            made_at: Instant::now(),
+            anew: AtomicU64::new(0),
         }
+    }
+
+    /// The server that numbered the changes so far is gone, and its successor may not have had all of them: nothing
+    /// that was read counts, and no number that was seen. The newest change is now `number`.
+    pub(crate) fn begin_anew(&self, number: i64) {
+        let elapsed = u64::try_from(self.made_at.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.anew.store(elapsed.saturating_add(1), Ordering::Release);
+        for last in self.slots.iter().chain(&self.views) {
+            last.store(0, Ordering::Release);
+        }
+        self.floor.store(number, Ordering::Release);
     }
 
     /// A change with this number touched these keys of a view.
@@ -121,7 +137,10 @@ impl Cache {
                 at(View::Products).max(at(View::Stock))
             }
         };
-        ready.number >= last.max(self.floor.load(Ordering::Acquire)) && ready.read_at.elapsed() < AT_MOST
+        let anew = self.made_at + Duration::from_micros(self.anew.load(Ordering::Acquire));
+        ready.number >= last.max(self.floor.load(Ordering::Acquire))
+            && ready.read_at >= anew
+            && ready.read_at.elapsed() < AT_MOST
     }
 
     /// The body of a key: from memory if it is valid and `trusted`, else read by `load`, once for all who ask for it
@@ -243,6 +262,20 @@ mod tests {
         cache.drop_before(10);
         assert_eq!(get(&cache, page(), 10, "ten").await, "ten");
         assert_eq!(get(&cache, Key::Order(id), 10, "order ten").await, "order ten");
+    }
+
+    #[tokio::test]
+    async fn numbers_that_begin_anew_bring_nothing_old_back() {
+        let cache = Cache::new(1 << 20);
+        let id = Uuid::now_v7();
+        cache.changed(View::Orders, &[id], 50);
+        assert_eq!(get(&cache, Key::Order(id), 51, "of the lost end").await, "of the lost end");
+        cache.begin_anew(40);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(get(&cache, Key::Order(id), 40, "forty").await, "forty");
+        assert_eq!(get(&cache, Key::Order(id), 41, "kept").await, "forty", "change 50 is forgotten");
+        cache.changed(View::Orders, &[id], 42);
+        assert_eq!(get(&cache, Key::Order(id), 42, "forty-two").await, "forty-two");
     }
 
     #[tokio::test]

@@ -102,6 +102,7 @@ async fn read(
     let mut wake = log.wake();
     let last = to.unwrap_or(i64::MAX);
     let newest = wake.borrow_and_update().position;
+    let mut epoch = None;
     loop {
         let head = if follow { wake.borrow_and_update().position } else { newest };
         let end = head.min(last);
@@ -114,6 +115,13 @@ async fn read(
                     return;
                 }
             };
+            if *epoch.get_or_insert(page.epoch) != page.epoch {
+                tracing::warn!(at, "a replay breaks off: the log has lost its end, and a new epoch began");
+                return;
+            }
+            if page.read_to == at {
+                break;
+            }
             at = page.read_to;
             if !page.events.is_empty() && pages.send(page).await.is_err() {
                 return;

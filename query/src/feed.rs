@@ -1,10 +1,11 @@
 //! Follows what the projectors publish: which keys have changed, how far the views have come, which tables are live.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use tidemark_events::{Epoch, Position};
+use tidemark_http::problem::{self, Problem};
 use tidemark_views::ViewError;
 use tidemark_views::feed::{self, Kind};
 use tidemark_views::instance::{self, State};
@@ -64,11 +65,39 @@ pub(crate) struct Standing {
     begun: Instant,
     /// Milliseconds after `begun` when the feed last answered; 0: never.
     verified: AtomicU64,
+    /// The number of the newest change that has been taken in.
+    seen: AtomicI64,
+}
+
+/// The newest change that was known when a read began: what the read must have seen at least.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Seen(i64);
+
+impl Seen {
+    /// Compares it with the number that the read found, in the snapshot of its rows. A lower one means that the views'
+    /// database has crashed and lost its last commits, which did not wait for the disk, or that another one has taken
+    /// its place: where the views were known to stand is not true of it.
+    ///
+    /// # Errors
+    /// 503 `view-behind`: they will be fed again.
+    pub(crate) fn check(self, found: i64) -> Result<(), Problem> {
+        if found >= self.0 {
+            return Ok(());
+        }
+        tracing::warn!(found, seen = self.0, "the views were thrown back behind what was known of them");
+        Err(Problem::new(&problem::VIEW_BEHIND, "the views were thrown back, and are catching up")
+            .with_retry_after(1))
+    }
 }
 
 impl Default for Standing {
     fn default() -> Self {
-        Self { views: watch::Sender::default(), begun: Instant::now(), verified: AtomicU64::new(0) }
+        Self {
+            views: watch::Sender::default(),
+            begun: Instant::now(),
+            verified: AtomicU64::new(0),
+            seen: AtomicI64::new(0),
+        }
     }
 }
 
@@ -76,6 +105,11 @@ impl Standing {
     /// Where a view stands.
     pub(crate) fn of(&self, view: View) -> Stands {
         self.views.borrow()[view as usize]
+    }
+
+    /// To be asked for before a read, and compared with what it found.
+    pub(crate) fn seen(&self) -> Seen {
+        Seen(self.seen.load(Ordering::Acquire))
     }
 
     /// Follows all of them.
@@ -98,11 +132,10 @@ impl Standing {
 /// Follows until `stop`, over lost connections.
 pub(crate) async fn follow(state: QueryState, options: PgConnectOptions, stop: CancellationToken) {
     let pool = PgPoolOptions::new().max_connections(2).connect_lazy_with(options);
-    let mut at = None;
     while !stop.is_cancelled() {
         let ended = tokio::select! {
             () = stop.cancelled() => break,
-            ended = listen(&state, &pool, &mut at) => ended,
+            ended = listen(&state, &pool) => ended,
         };
         if let Err(error) = ended {
             tracing::warn!(%error, "cannot follow the views, trying again");
@@ -112,18 +145,20 @@ pub(crate) async fn follow(state: QueryState, options: PgConnectOptions, stop: C
     pool.close().await;
 }
 
-async fn listen(state: &QueryState, pool: &sqlx::PgPool, at: &mut Option<i64>) -> Result<(), ViewError> {
+/// On a new connection everything begins anew: the server behind it may be another one, with another end.
+async fn listen(state: &QueryState, pool: &sqlx::PgPool) -> Result<(), ViewError> {
+    let mut at = None;
     let mut listener = PgListener::connect_with(pool).await?;
     listener.listen(feed::CHANNEL).await?;
     let mut connection = pool.acquire().await?;
     loop {
         let asked_at = Instant::now();
-        let caught_up = match *at {
+        let caught_up = match at {
             None => {
-                *at = Some(begin(state, &mut connection).await?);
+                at = Some(begin(state, &mut connection).await?);
                 true
             }
-            Some(number) => advance(state, &mut connection, number, at).await?,
+            Some(number) => advance(state, &mut connection, number, &mut at).await?,
         };
         if caught_up {
             state.0.standing.verify(asked_at);
@@ -138,11 +173,12 @@ async fn listen(state: &QueryState, pool: &sqlx::PgPool, at: &mut Option<i64>) -
     }
 }
 
-/// Begins at the newest change: everything in memory is older.
+/// Begins at the newest change: everything in memory is older, or of another history.
 async fn begin(state: &QueryState, connection: &mut sqlx::PgConnection) -> Result<i64, ViewError> {
     let number = feed::newest(connection).await?;
+    state.0.standing.seen.store(number, Ordering::Release);
+    state.0.cache.begin_anew(number);
     look(state, connection).await?;
-    state.0.cache.drop_before(number);
     Ok(number)
 }
 
@@ -190,6 +226,7 @@ async fn advance(
             state.0.cache.changed(view, &change.keys, change.number);
         }
     }
+    state.0.standing.seen.store(last, Ordering::Release);
     // Only after the slots are written may anybody be told that the views stand there.
     state.0.standing.views.send_if_modified(|views| {
         let mut moved = false;

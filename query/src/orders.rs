@@ -80,28 +80,33 @@ async fn one(
 
 async fn load(state: &QueryState, id: Uuid) -> Result<Option<Ready>, Problem> {
     let instance = table(state)?;
-    let read_at = Instant::now();
+    let (read_at, seen) = (Instant::now(), state.0.standing.seen());
     let row = sqlx::query(AssertSqlSafe(format!(
-        "SELECT customer_id, version, body, (SELECT number FROM views.head), EXISTS (SELECT 1 FROM views.parked k \
+        "SELECT h.number, o.customer_id, o.version, o.body, EXISTS (SELECT 1 FROM views.parked k \
            WHERE k.name = 'orders' AND k.instance = {instance} AND k.partition_key = o.id) \
-         FROM views.orders_{instance} o WHERE id = $1"
+         FROM views.head h LEFT JOIN views.orders_{instance} o ON o.id = $1"
     )))
     .bind(id)
-    .fetch_optional(&state.0.pool)
+    .fetch_one(&state.0.pool)
     .await
     .map_err(|error| unavailable(&error))?;
-    let read = |row: sqlx::postgres::PgRow| {
-        Ok(Ready {
-            owner: Some(row.try_get(0)?),
-            etag: reply::etag_of_versions(format_args!("{}", row.try_get::<i64, _>(1)?)),
-            body: row.try_get::<String, _>(2)?.into(),
+    let read = || {
+        let number = row.try_get(0)?;
+        let Some(owner) = row.try_get(1)? else { return Ok((number, None)) };
+        let ready = Ready {
+            owner: Some(owner),
+            etag: reply::etag_of_versions(format_args!("{}", row.try_get::<i64, _>(2)?)),
+            body: row.try_get::<String, _>(3)?.into(),
             link: None,
-            number: row.try_get(3)?,
+            number,
             parked: row.try_get(4)?,
             read_at,
-        })
+        };
+        Ok((number, Some(ready)))
     };
-    row.map(read).transpose().map_err(|error| unavailable(&error))
+    let (number, ready) = read().map_err(|error| unavailable(&error))?;
+    seen.check(number)?;
+    Ok(ready)
 }
 
 /// A page of orders.
@@ -168,9 +173,11 @@ async fn list(
             filters.push_str(filter);
         }
     }
+    let seen = state.0.standing.seen();
     let rows = sqlx::query(AssertSqlSafe(format!(
-        "SELECT id, body, $2::uuid IS NULL, $3::text IS NULL, $4::uuid IS NULL FROM views.orders_{instance} \
-         WHERE {filters} ORDER BY id DESC LIMIT $1"
+        "SELECT o.id, o.body, h.number, $2::uuid IS NULL, $3::text IS NULL, $4::uuid IS NULL FROM views.head h \
+         LEFT JOIN LATERAL (SELECT id, body FROM views.orders_{instance} WHERE {filters} \
+           ORDER BY id DESC LIMIT $1) o ON true ORDER BY o.id DESC"
     )))
     .bind(i64::try_from(limit).unwrap_or(0) + 1)
     .bind(customer)
@@ -179,6 +186,9 @@ async fn list(
     .fetch_all(&state.0.pool)
     .await
     .map_err(|error| unavailable(&error))?;
+    for row in rows.iter().take(1) {
+        seen.check(row.try_get(2).map_err(|error| unavailable(&error))?)?;
+    }
     let (mut body, next_cursor) = compose(&parameters, &rows, limit).map_err(|error| unavailable(&error))?;
     if let Some(fields) = parameters.get("fields") {
         body = reply::only_fields(&body, fields)?;
@@ -200,10 +210,11 @@ fn compose(
     let mut body = b"{\"items\":[".to_vec();
     let mut last: Option<Uuid> = None;
     for row in rows.iter().take(limit) {
-        if last.is_some() {
+        // A list without items is one row with nothing but the number.
+        let Some(id) = row.try_get(0)? else { continue };
+        if last.replace(id).is_some() {
             body.push(b',');
         }
-        last = Some(row.try_get(0)?);
         body.extend_from_slice(row.try_get::<&str, _>(1)?.as_bytes());
     }
     body.extend_from_slice(b"],\"next_cursor\":");

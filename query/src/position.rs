@@ -53,6 +53,16 @@ impl QueryState {
     pub(crate) async fn wait(&self, After(mark): After, views: &[View]) -> Result<(), Problem> {
         let Some(mark) = mark else { return Ok(()) };
         let mut standing = self.0.standing.follow();
+        let newest = |stands: &[crate::feed::Stands; View::COUNT]| {
+            views.iter().map(|&view| stands[view as usize].epoch).max()
+        };
+        // A position that was lost with an epoch will never be reached: no use to wait for it.
+        let now = newest(&standing.borrow());
+        if let (Some(asked), Some(now)) = (mark.epoch, now)
+            && asked < now
+        {
+            self.check_history(asked, mark.position).await?;
+        }
         let reached = |stands: &[crate::feed::Stands; View::COUNT]| {
             views.iter().all(|&view| {
                 let at = stands[view as usize];
@@ -64,9 +74,10 @@ impl QueryState {
             Problem::new(&problem::VIEW_BEHIND, "the views have not come to that position yet")
                 .with_retry_after(1)
         })?;
-        let epoch = views.iter().map(|&view| stands[view as usize].epoch).max();
-        match (mark.epoch, epoch) {
-            (Some(asked), Some(now)) if asked < now => self.check_history(asked, mark.position).await,
+        match (mark.epoch, newest(&stands)) {
+            (Some(asked), Some(epoch)) if asked < epoch && Some(epoch) != now => {
+                self.check_history(asked, mark.position).await
+            }
             _ => Ok(()),
         }
     }

@@ -66,32 +66,40 @@ async fn one(
 
 async fn load(state: &QueryState, id: Uuid) -> Result<Option<Ready>, Problem> {
     let (products, stock) = tables(state)?;
-    let read_at = Instant::now();
+    let (read_at, seen) = (Instant::now(), state.0.standing.seen());
     let row = sqlx::query(AssertSqlSafe(format!(
         "SELECT p.id, p.sku, p.name, p.description, p.department, p.price_amount, p.price_currency, \
-         COALESCE(s.available, 0), p.status, p.version, COALESCE(s.version, 0), (SELECT number FROM views.head), \
+         COALESCE(s.available, 0), p.status, p.version, COALESCE(s.version, 0), h.number, \
          EXISTS (SELECT 1 FROM views.parked k WHERE k.partition_key = p.id \
            AND (k.name, k.instance) IN (('products', {products}), ('stock', {stock}))) \
-         FROM views.products_{products} p LEFT JOIN views.stock_{stock} s ON s.product_id = p.id WHERE p.id = $1"
+         FROM views.head h LEFT JOIN views.products_{products} p ON p.id = $1 \
+         LEFT JOIN views.stock_{stock} s ON s.product_id = p.id"
     )))
     .bind(id)
-    .fetch_optional(&state.0.pool)
+    .fetch_one(&state.0.pool)
     .await
     .map_err(|error| unavailable(&error))?;
-    let read = |row: PgRow| {
+    let read = || {
+        let number = row.try_get(11)?;
+        if row.try_get::<Option<Uuid>, _>(0)?.is_none() {
+            return Ok((number, None));
+        }
         let product = product_of(&row)?;
         let stock_version: i64 = row.try_get(10)?;
-        Ok(Ready {
+        let ready = Ready {
             etag: reply::etag_of_versions(format_args!("{}-{stock_version}", product.version)),
             body: json(&product),
             owner: None,
             link: None,
-            number: row.try_get(11)?,
+            number,
             parked: row.try_get(12)?,
             read_at,
-        })
+        };
+        Ok((number, Some(ready)))
     };
-    row.map(read).transpose().map_err(|error| unavailable(&error))
+    let (number, ready) = read().map_err(|error| unavailable(&error))?;
+    seen.check(number)?;
+    Ok(ready)
 }
 
 /// The live tables of products and stock.
@@ -235,7 +243,7 @@ async fn page(state: &QueryState, query: &str) -> Result<Ready, Problem> {
         max_price,
     );
     let (after_value, after_id) = cursor.map_or((None, None), |SortKey(value, id)| (Some(value), Some(id)));
-    let read_at = Instant::now();
+    let (read_at, seen) = (Instant::now(), state.0.standing.seen());
     let rows = sqlx::query(AssertSqlSafe(sql))
         .bind(i64::try_from(limit).unwrap_or(0) + 1)
         .bind(search)
@@ -247,7 +255,9 @@ async fn page(state: &QueryState, query: &str) -> Result<Ready, Problem> {
         .fetch_all(&state.0.pool)
         .await
         .map_err(|error| unavailable(&error))?;
-    compose(&parameters, &rows, limit, read_at).map_err(|error| unavailable(&error))?
+    let ready = compose(&parameters, &rows, limit, read_at).map_err(|error| unavailable(&error))??;
+    seen.check(ready.number)?;
+    Ok(ready)
 }
 
 fn compose(

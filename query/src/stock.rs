@@ -40,15 +40,19 @@ async fn one(
     actor.require(&[Role::Staff, Role::Analyst])?;
     state.wait(after, &[View::Stock]).await?;
     let instance = state.0.standing.of(View::Stock).instance;
+    let seen = state.0.standing.seen();
     let row = sqlx::query(AssertSqlSafe(format!(
-        "SELECT received, adjusted, reserved, shipped, available, version FROM views.stock_{instance} \
-         WHERE product_id = $1"
+        "SELECT s.received, s.adjusted, s.reserved, s.shipped, s.available, s.version, h.number \
+         FROM views.head h LEFT JOIN views.stock_{instance} s ON s.product_id = $1"
     )))
     .bind(id)
-    .fetch_optional(&state.0.pool)
+    .fetch_one(&state.0.pool)
     .await
-    .map_err(|error| unavailable(&error))?
-    .ok_or_else(|| Problem::new(&problem::NOT_FOUND, format!("product {id} has no stock")))?;
+    .map_err(|error| unavailable(&error))?;
+    seen.check(row.try_get(6).map_err(|error| unavailable(&error))?)?;
+    if row.try_get::<Option<i64>, _>(5).map_err(|error| unavailable(&error))?.is_none() {
+        return Err(Problem::new(&problem::NOT_FOUND, format!("product {id} has no stock")));
+    }
     let read = || {
         Ok(StockResource {
             product_id: id,

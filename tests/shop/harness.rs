@@ -95,6 +95,26 @@ impl Postgres {
         }
     }
 
+    /// Copies the files of the stopped server: a replica that stands where it stood.
+    pub(crate) fn copy_as_replica(&self) {
+        let (data, replica) = (self.folder.path().join("data"), self.folder.path().join("replica"));
+        let copied = std::process::Command::new("cp").arg("-a").arg(data).arg(&replica).status().unwrap();
+        assert!(copied.success());
+        // The mode alone tells a server that it is one; its owner is the folder's.
+        std::fs::copy(replica.join("PG_VERSION"), replica.join("standby.signal")).unwrap();
+        let owner = std::fs::metadata(self.folder.path()).unwrap();
+        use std::os::unix::fs::MetadataExt;
+        std::os::unix::fs::chown(replica.join("standby.signal"), Some(owner.uid()), Some(owner.gid()))
+            .unwrap();
+    }
+
+    /// Puts the replica in the place of the stopped server.
+    pub(crate) fn put_replica_in_place(&self) {
+        let (data, replica) = (self.folder.path().join("data"), self.folder.path().join("replica"));
+        std::fs::remove_dir_all(&data).unwrap();
+        std::fs::rename(replica, data).unwrap();
+    }
+
     pub(crate) fn url(&self, database: &str) -> String {
         let socket = self.folder.path().to_str().unwrap().replace('/', "%2F");
         format!("postgres://tidemark@{socket}/{database}")

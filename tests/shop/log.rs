@@ -1,8 +1,23 @@
 //! Two command services on one log: one order, no gaps, no conflicts, and a hot product is never oversold.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::task::JoinSet;
+use chrono::Utc;
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{Connection, Executor, PgConnection, PgPool};
+use tidemark_command::command::NewId;
+use tidemark_command::product::CreateProduct;
+use tidemark_command::stock::ReceiveStock;
+use tidemark_command::testing::euros;
+use tidemark_command::value::{Name, Price, Quantity, Sku};
+use tidemark_command::writer::Rendered;
+use tidemark_command::{Command, Request, Writer, WriterConfig};
+use tidemark_events::log::{Log, WriterConnection, connect_options};
+use tidemark_events::{Metadata, stream};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::harness::{Postgres, Shop, audit};
 
@@ -61,4 +76,157 @@ async fn events_are_neither_changed_nor_removed() {
     ] {
         assert!(sqlx::query(statement).execute(&pool).await.is_err(), "{statement}");
     }
+}
+
+/// A writer without a shop around it, on partitions of a few positions.
+struct Bare {
+    log: Log,
+    writer: Writer,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Bare {
+    const PARTITION: i64 = 10;
+
+    async fn on(url: &str, snapshot_interval: i64) -> Self {
+        let options = connect_options(url).unwrap();
+        let pool = PgPoolOptions::new().max_connections(4).connect_with(options.clone()).await.unwrap();
+        Log::migrate_with(&pool, Self::PARTITION).await.unwrap();
+        let (log, stop) = (Log::new(pool), CancellationToken::new());
+        let config =
+            WriterConfig { partition_size: Self::PARTITION, snapshot_interval, ..WriterConfig::default() };
+        let (writer, task) = Writer::spawn(log.clone(), options, config, stop.clone());
+        Self { log, writer, stop, task }
+    }
+
+    /// Receives one unit; returns the version of the stock.
+    async fn receive(&self, product_id: Uuid) -> i64 {
+        let quantity = Quantity::try_from(1).unwrap();
+        self.submit(Command::ReceiveStock(ReceiveStock { product_id, quantity })).await
+    }
+
+    async fn product(&self, product_id: Uuid) {
+        self.submit(Command::CreateProduct(CreateProduct {
+            product_id: NewId::Fresh(product_id),
+            sku: Sku::try_from(product_id.to_string()).unwrap(),
+            name: Name::try_from("Thing".to_owned()).unwrap(),
+            description: None,
+            department: None,
+            price: Price::try_from(euros(100)).unwrap(),
+        }))
+        .await;
+    }
+
+    async fn submit(&self, command: Command) -> i64 {
+        let request = Request {
+            commands: vec![command],
+            key: None,
+            if_match: None,
+            now: Utc::now(),
+            metadata: Metadata {
+                correlation_id: Uuid::now_v7(),
+                causation_id: None,
+                actor: "test".to_owned(),
+                traceparent: None,
+            },
+            render: |outcomes| {
+                outcomes[0].is_ok().then(|| Rendered { status: 201, location: None, body: Vec::new() })
+            },
+            stop_at_rejection: false,
+            bytes: 100,
+        };
+        let answered = tokio::time::timeout(Duration::from_secs(2), self.writer.submit(request)).await;
+        answered.expect("no append waits for anything but the log").unwrap().version
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn partitions_are_made_while_a_reader_reads_and_streams_go_on_across_them() {
+    let postgres = Postgres::shared().await;
+    let url = postgres.database().await;
+    let bare = Bare::on(&url, 1_000).await;
+    let product_id = Uuid::now_v7();
+    bare.product(product_id).await;
+    let mut reader = PgConnection::connect(&url).await.unwrap();
+    let mut reading = reader.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ").await.unwrap();
+    let seen: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM log.events").fetch_one(&mut *reading).await.unwrap();
+    for version in 1..=65 {
+        assert_eq!(bare.receive(product_id).await, version, "while a reader holds its locks");
+    }
+    let partitions: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM log.partitions").fetch_one(bare.log.pool()).await.unwrap();
+    assert!(partitions >= 7, "{partitions} partitions of 10 positions");
+    let still: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM log.events").fetch_one(&mut *reading).await.unwrap();
+    assert_eq!(still, seen, "the reader sees what it saw");
+    reading.commit().await.unwrap();
+    let events = bare.log.read_stream(stream::stock_of(product_id), 0, 100).await.unwrap();
+    assert_eq!(events.iter().map(|event| event.version).collect::<Vec<_>>(), (1..=65).collect::<Vec<_>>());
+    let pool = bare.log.pool().clone();
+    bare.end().await;
+    // Another writer knows nothing but what stands in all the partitions.
+    let other = Bare::on(&url, 1_000).await;
+    assert_eq!(other.receive(product_id).await, 66);
+    other.end().await;
+    let head: (i64, i64) =
+        sqlx::query_as("SELECT count(*), max(position) FROM log.events").fetch_one(&pool).await.unwrap();
+    assert_eq!(head.0, head.1, "no gap");
+}
+
+/// Rows of events that have been fetched by way of an index, once all sessions but this one have reported.
+async fn fetched(pool: &PgPool) -> i64 {
+    let mut connection = pool.acquire().await.unwrap();
+    connection.execute("SELECT pg_stat_force_next_flush()").await.unwrap();
+    sqlx::query_scalar("SELECT sum(idx_tup_fetch)::bigint FROM pg_stat_user_tables WHERE schemaname = 'log' AND relname LIKE 'events%'")
+        .fetch_one(&mut *connection)
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_long_stream_is_read_from_its_snapshot_and_from_the_beginning_when_that_is_of_no_use() {
+    let postgres = Postgres::shared().await;
+    let url = postgres.database().await;
+    let bare = Bare::on(&url, 50).await;
+    let product_id = Uuid::now_v7();
+    let stock = stream::stock_of(product_id);
+    bare.product(product_id).await;
+    for version in 1..=105 {
+        assert_eq!(bare.receive(product_id).await, version);
+    }
+    bare.end().await;
+    let options = connect_options(&url).unwrap();
+    let pool = PgPoolOptions::new().max_connections(2).connect_with(options.clone()).await.unwrap();
+    let snapshot: i64 = sqlx::query_scalar("SELECT version FROM log.snapshots WHERE stream_id = $1")
+        .bind(stock)
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    assert_eq!(snapshot, 100);
+    for (usable, events) in [(true, 5), (false, 105)] {
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        let before = fetched(&pool).await;
+        let mut connection = WriterConnection::open(&options).await.unwrap();
+        let loaded = connection.load(i64::MAX - 1, &[stock], |_| usable).await.unwrap();
+        drop(connection);
+        assert_eq!((loaded.events.len(), loaded.snapshots.len()), (events, usize::from(usable)));
+        let read = crate::harness::until("the session reports what it read", async || {
+            let read = fetched(&pool).await - before;
+            (read > 0).then_some(read)
+        })
+        .await;
+        assert_eq!(read, i64::try_from(events).unwrap(), "no event is fetched only to be thrown away");
+    }
+    // A state that another fold has written is not used.
+    pool.execute("UPDATE log.snapshots SET fold_version = 99, state = '{}'").await.unwrap();
+    let other = Bare::on(&url, 50).await;
+    assert_eq!(other.receive(product_id).await, 106);
+    other.end().await;
 }

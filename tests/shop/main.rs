@@ -10,6 +10,8 @@ mod import;
 mod lifecycle;
 mod log;
 mod orders;
+mod outcomes;
 mod projections;
+mod proxy;
 mod rebuild;
 mod views;

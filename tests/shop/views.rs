@@ -133,3 +133,37 @@ async fn the_log_is_streamed_and_the_documents_are_there() {
     let event: serde_json::Value = serde_json::from_str(event.lines().next().unwrap()).unwrap();
     assert_eq!(event["metadata"]["correlation_id"], "4bf92f35-77b3-4da6-a3ce-929d0e0e4736");
 }
+
+#[tokio::test]
+async fn encoded_bodies_have_tags_of_their_own_that_everything_understands() {
+    let shop = Shop::open().await;
+    let mut id = String::new();
+    for n in 0..8 {
+        id = shop.product(&format!("P-{n}"), 1).await;
+    }
+    shop.caught_up().await;
+    let plain = shop.get("/v1/products", None, &[]).await;
+    assert_eq!((plain.status, plain.header("vary")), (200, "accept-encoding"));
+    let tag = plain.header("etag").trim_matches('"').to_owned();
+    for encoding in ["gzip", "br", "zstd"] {
+        let asked = [("Accept-Encoding", encoding)];
+        let encoded = shop.get("/v1/products", None, &asked).await;
+        assert_eq!(encoded.header("content-encoding"), encoding);
+        assert_eq!(encoded.header("etag"), format!("\"{tag}-{encoding}\""));
+        assert_eq!(encoded.header("vary"), "accept-encoding");
+        let had = [("Accept-Encoding", encoding), ("If-None-Match", encoded.header("etag"))];
+        let again = shop.get("/v1/products", None, &had).await;
+        assert_eq!((again.status, again.header("etag")), (304, encoded.header("etag")));
+    }
+    // What a client got with an encoded body, it can send with a command.
+    let path = format!("/v1/products/{id}/price");
+    let body = serde_json::json!({ "price": { "amount": 5, "currency": "EUR" } });
+    for (tag, status) in [("\"1-1-gzip\"", 412), ("\"2-1-gzip\"", 200)] {
+        let headers = [("If-Match", tag)];
+        let answer = shop
+            .send(reqwest::Method::PUT, &path, Some(&shop.staff), &headers, Some(body.clone()))
+            .await
+            .unwrap();
+        assert_eq!(answer.status, status, "{tag}: {}", answer.text);
+    }
+}

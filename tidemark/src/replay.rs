@@ -47,10 +47,18 @@ async fn print(options: &ReplayOptions, database: &Database) -> Result<(), Failu
     let last = options.to.unwrap_or(i64::MAX);
     let mut wake = log.wake();
     let mut at = options.from - 1;
+    let mut epoch = None;
     'reading: loop {
         let end = wake.borrow_and_update().position.min(last);
         while at < end {
             let page = log.read(at, end, &filter, BATCH).await?;
+            if *epoch.get_or_insert(page.epoch) != page.epoch {
+                tracing::warn!(at, "the replay ends: the log has lost its end, and a new epoch began");
+                break 'reading;
+            }
+            if page.read_to == at {
+                break;
+            }
             at = page.read_to;
             if !page.events.is_empty() && pages.send(page).await.is_err() {
                 break 'reading;

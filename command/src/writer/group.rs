@@ -33,6 +33,9 @@ const ATTEMPTS: usize = 4;
 /// (an order leads to its stocks), which takes two.
 const LOAD_ROUNDS: usize = 50;
 
+/// How soon an unknown outcome is asked for again, the first time; each time later.
+const SETTLE_AGAIN_AFTER: Duration = Duration::from_millis(50);
+
 /// For so many commits the lock is taken first after somebody else was seen to append: two round trips more, but no
 /// decision in vain.
 const CONTENDED: u32 = 64;
@@ -685,19 +688,23 @@ impl Loop {
         // Without events nothing took effect, and whether its answers were stored shows when it is done again.
         let Some(mark) = mark else { return Some(false) };
         let until = Instant::now() + self.config.settle_within;
-        while Instant::now() < until {
-            match self.try_settle(mark).await {
+        let mut pause = SETTLE_AGAIN_AFTER;
+        loop {
+            let error = match self.try_settle(mark).await {
                 Ok(committed) => {
                     tracing::info!(committed, "found out about the commit");
                     return Some(committed);
                 }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot find out yet");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
+                Err(error) => error,
+            };
+            if Instant::now() + pause >= until {
+                tracing::warn!(%error, "cannot find out in time: its clients are told that the outcome is unknown");
+                return None;
             }
+            tracing::debug!(%error, "cannot find out yet");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(1));
         }
-        None
     }
 
     async fn try_settle(&mut self, mark: Mark) -> Result<bool, LogError> {

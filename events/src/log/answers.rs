@@ -83,7 +83,7 @@ impl Log {
     pub async fn forget_expired_answers(&self, limit: i64) -> Result<u64, LogError> {
         let deleted = sqlx::query(
             "DELETE FROM log.answers WHERE ctid = ANY(ARRAY(SELECT ctid FROM log.answers \
-             WHERE created_at <= clock_timestamp() - make_interval(secs => $1) LIMIT $2))",
+             WHERE created_at <= clock_timestamp() - make_interval(secs => $1) ORDER BY created_at LIMIT $2))",
         )
         .bind(KEPT.as_secs_f64())
         .bind(limit)

@@ -6,9 +6,9 @@ use sqlx::postgres::PgRow;
 use sqlx::{Row, ValueRef};
 use uuid::Uuid;
 
-use super::{Log, LogError};
+use super::{Head, Log, LogError};
 use crate::envelope::{Metadata, RecordedEvent};
-use crate::{Position, fact};
+use crate::{Epoch, Position, fact};
 
 /// The most positions one statement looks through, so that a narrow filter over a long log stays a short statement.
 const WINDOW: i64 = 200_000;
@@ -43,13 +43,16 @@ pub struct Page {
     pub events: Vec<RecordedEvent>,
     /// Everything up to here has been looked at; the next read goes on after it.
     pub read_to: Position,
+    /// The epoch of the log that was read.
+    pub epoch: Epoch,
 }
 
 impl Log {
     /// Reads events with `after < position <= up_to`, at most `limit` of them.
     ///
-    /// `up_to` must not be beyond a head that was seen: positions up to a seen head are all visible, so none can be
-    /// skipped. One statement, bounded in rows, bytes and in how far it looks; go on from [`Page::read_to`].
+    /// It never looks beyond the log's head, which it reads in the same snapshot: positions up to a head are all
+    /// visible, so none can be skipped, not even by a reader whose `up_to` comes from a log that has since lost its
+    /// end. One statement, bounded in rows, bytes and in how far it looks; go on from [`Page::read_to`].
     ///
     /// # Errors
     /// [`LogError::Database`].
@@ -63,26 +66,26 @@ impl Log {
         use futures_util::TryStreamExt;
 
         let window_end = up_to.min(after.saturating_add(WINDOW));
-        let mut page = Page { events: Vec::new(), read_to: window_end };
         if after >= window_end || limit == 0 {
-            page.read_to = after;
-            return Ok(page);
+            let head = self.head().await?;
+            return Ok(Page { events: Vec::new(), read_to: after, epoch: head.epoch });
         }
+        // The head is one row, so the events keep their order.
         let sql = match (filter.categories.is_empty() && filter.event_types.is_empty(), filter.stream_id) {
             (true, None) => concat!(
-                "SELECT ",
+                "SELECT e.*, h.epoch, h.position AS head FROM log.head h LEFT JOIN LATERAL (SELECT ",
                 event_columns!(),
                 " FROM log.events \
-                 WHERE position > $1 AND position <= $2 ORDER BY position LIMIT $3"
+                 WHERE position > $1 AND position <= LEAST($2, h.position) ORDER BY position LIMIT $3) e ON true"
             ),
             _ => concat!(
-                "SELECT ",
+                "SELECT e.*, h.epoch, h.position AS head FROM log.head h LEFT JOIN LATERAL (SELECT ",
                 event_columns!(),
                 " FROM log.events \
-                 WHERE position > $1 AND position <= $2 \
+                 WHERE position > $1 AND position <= LEAST($2, h.position) \
                  AND ($4::text[] IS NULL OR category = ANY($4)) \
                  AND ($5::text[] IS NULL OR event_type = ANY($5)) \
-                 AND ($6::uuid IS NULL OR stream_id = $6) ORDER BY position LIMIT $3"
+                 AND ($6::uuid IS NULL OR stream_id = $6) ORDER BY position LIMIT $3) e ON true"
             ),
         };
         let limit_rows = i64::try_from(limit).unwrap_or(i64::MAX);
@@ -95,21 +98,30 @@ impl Log {
                 .bind(filter.stream_id);
         }
         let mut rows = query.fetch(&self.pool);
-        let mut bytes = 0;
+        let (mut events, mut bytes, mut head) = (Vec::<RecordedEvent>::new(), 0, None);
         while let Some(row) = rows.try_next().await? {
+            if head.is_none() {
+                head = Some(Head { epoch: row.try_get(14)?, position: row.try_get(15)? });
+            }
+            if row.try_get_raw(0)?.is_null() {
+                break;
+            }
             let event = event_from_row(&row)?;
+            if events.last().is_some_and(|last| last.position >= event.position) {
+                return Err(sqlx::Error::Protocol("events came out of order".to_owned()).into());
+            }
             bytes += event.payload.len();
-            page.events.push(event);
+            events.push(event);
             if bytes > PAGE_BYTES {
                 break;
             }
         }
-        if (page.events.len() == limit || bytes > PAGE_BYTES)
-            && let Some(last) = page.events.last()
-        {
-            page.read_to = last.position;
-        }
-        Ok(page)
+        let head = head.ok_or(sqlx::Error::RowNotFound)?;
+        let read_to = match events.last() {
+            Some(last) if events.len() == limit || bytes > PAGE_BYTES => last.position,
+            _ => window_end.min(head.position).max(after),
+        };
+        Ok(Page { events, read_to, epoch: head.epoch })
     }
 
     /// One stream's events after a version, in order, at most `limit`.

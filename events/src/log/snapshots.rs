@@ -1,6 +1,6 @@
 //! Folded states that make long streams quick to load. Losing them costs time, never truth.
 
-use sqlx::{PgConnection, Row};
+use sqlx::{Executor, PgConnection, Row};
 use uuid::Uuid;
 
 use super::{Log, LogError};
@@ -46,6 +46,9 @@ impl Log {
     /// # Errors
     /// [`LogError::Database`].
     pub async fn store_snapshots(&self, snapshots: &[Snapshot]) -> Result<(), LogError> {
+        let mut transaction = self.pool().begin().await?;
+        // Any of them may be missing, so they need not take the disk's time from the commits that must not be.
+        transaction.execute("SET LOCAL synchronous_commit = off").await?;
         sqlx::query(
             "INSERT INTO log.snapshots AS s (stream_id, version, position, fold_version, state) \
              SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::smallint[], $5::jsonb[]) \
@@ -58,8 +61,9 @@ impl Log {
         .bind(snapshots.iter().map(|s| s.position).collect::<Vec<_>>())
         .bind(snapshots.iter().map(|s| s.fold_version).collect::<Vec<_>>())
         .bind(snapshots.iter().map(|s| &s.state).collect::<Vec<_>>())
-        .execute(self.pool())
+        .execute(&mut *transaction)
         .await?;
+        transaction.commit().await?;
         Ok(())
     }
 }

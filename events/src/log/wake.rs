@@ -73,7 +73,9 @@ impl Log {
     async fn listen(&self, pool: &sqlx::PgPool) -> Result<(), LogError> {
         let mut listener = PgListener::connect_with(pool).await?;
         listener.listen(CHANNEL).await?;
-        self.committed(self.head().await?);
+        // On a new connection its word counts: the log may have lost its end with the server that was there before.
+        let head = self.head().await?;
+        self.wake.head.send_if_modified(|known| std::mem::replace(known, head) != head);
         loop {
             match tokio::time::timeout(POLL, listener.try_recv()).await {
                 Ok(Ok(Some(notification))) => {

@@ -1,0 +1,151 @@
+//! Commits whose outcome is unknown, and logs that lose their end: what clients are told is what is so.
+
+use std::time::{Duration, Instant};
+
+use sqlx::{Connection, Executor, PgConnection, PgPool};
+
+use crate::harness::{Answer, Postgres, Shop, audit, until};
+use crate::proxy::{Cut, Proxy};
+
+/// What a read answers once its views stand where they should: until then it says that they do not.
+async fn read(shop: &Shop, path: &str, after: &str) -> Answer {
+    until("the views catch up", async || {
+        let answer = shop.get(path, Some(&shop.customer), &[("Tidemark-After", after)]).await;
+        if answer.status == 503 { None } else { Some(answer) }
+    })
+    .await
+}
+
+async fn orders_placed(pool: &PgPool) -> i64 {
+    sqlx::query_scalar("SELECT count(*) FROM log.events WHERE event_type = 'OrderPlaced'")
+        .fetch_one(pool)
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_commit_whose_answer_is_lost_is_looked_up_before_its_client_is_answered() {
+    let postgres = Postgres::shared().await;
+    let url = postgres.database().await;
+    let proxy = Proxy::before(&postgres);
+    let mut shop = Shop::on(&proxy.through(&url)).await;
+    shop.url = url;
+    let pool = shop.pool().await;
+    let product = shop.product("P", 1_000).await;
+    for (n, cut) in [Cut::AfterTheEffect, Cut::BeforeTheEffect, Cut::AfterTheEffect].into_iter().enumerate() {
+        proxy.cut_next(cut);
+        let answer = shop.order(&product, 1, &format!("cut {n}")).await.unwrap();
+        assert_eq!((answer.status, proxy.cuts()), (201, n + 1), "{cut:?}: {}", answer.text);
+        assert_eq!(orders_placed(&pool).await, i64::try_from(n).unwrap() + 1, "{cut:?}: once");
+        let again = shop.order(&product, 1, &format!("cut {n}")).await.unwrap();
+        assert_eq!((again.status, &again.body), (201, &answer.body), "{cut:?}");
+        assert_eq!(again.header("idempotency-replayed"), "true");
+    }
+    shop.caught_up().await;
+    audit(&pool).await;
+}
+
+#[tokio::test]
+async fn an_outcome_that_cannot_be_found_out_is_said_to_be_unknown_and_found_under_its_key() {
+    let postgres = Postgres::shared().await;
+    let url = postgres.database().await;
+    let proxy = Proxy::before(&postgres);
+    let mut shop = Shop::on(&proxy.through(&url)).await;
+    shop.url = url;
+    let pool = shop.pool().await;
+    let product = shop.product("P", 1_000).await;
+    proxy.cut_next(Cut::AfterTheEffect);
+    proxy.close(true);
+    let answer = shop.order(&product, 1, "lost").await.unwrap();
+    assert_eq!((answer.status, answer.problem()), (504, "outcome-unknown"), "{}", answer.text);
+    assert_ne!(answer.header("retry-after"), "");
+    proxy.close(false);
+    let again = until("the log is within reach again", async || {
+        shop.order(&product, 1, "lost").await.ok().filter(|answer| answer.status == 201)
+    })
+    .await;
+    assert_eq!(again.header("idempotency-replayed"), "true", "it had taken effect");
+    assert_eq!(orders_placed(&pool).await, 1);
+}
+
+#[tokio::test]
+async fn views_that_a_crash_threw_back_catch_up_without_another_event() {
+    let postgres = Postgres::start().await;
+    let url = postgres.database().await;
+    let shop = Shop::on(&url).await;
+    let product = shop.product("P", 100).await;
+    let order = shop.order(&product, 1, "last").await.unwrap();
+    let (position, path) = (order.header("tidemark-position"), format!("/v1/products/{product}"));
+    assert_eq!(read(&shop, &path, position).await.body["available"], 99);
+    // What the views have shown is not on disk yet; the order is.
+    postgres.kill();
+    postgres.launch().await;
+    assert_eq!(read(&shop, &path, position).await.body["available"], 99);
+    let order = format!("/v1/orders/{}", order.body["id"].as_str().unwrap());
+    assert_eq!(read(&shop, &order, position).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_log_that_lost_its_end_begins_a_new_epoch_and_nothing_of_the_lost_end_is_shown() {
+    let postgres = Postgres::start().await;
+    let url = postgres.database().await;
+    let shop = Shop::on(&url).await;
+    let product = shop.product("P", 100).await;
+    let kept = shop.order(&product, 1, "kept").await.unwrap();
+    shop.caught_up().await;
+    // A replica that stands here …
+    postgres.kill();
+    postgres.copy_as_replica();
+    postgres.launch().await;
+    shop.ready().await;
+    let mut lost = Vec::new();
+    for n in 0..3 {
+        let key = format!("lost {n}");
+        lost.push(
+            until("orders are taken again", async || {
+                shop.order(&product, 5, &key).await.ok().filter(|answer| answer.status == 201)
+            })
+            .await,
+        );
+    }
+    let beyond = lost[2].header("tidemark-position").to_owned();
+    let order = format!("/v1/orders/{}", lost[2].body["id"].as_str().unwrap());
+    assert_eq!(read(&shop, &order, &beyond).await.status, 200);
+    let path = format!("/v1/products/{product}");
+    assert_eq!(read(&shop, &path, &beyond).await.body["available"], 84);
+
+    // … is promoted, without the end of the log.
+    postgres.kill();
+    postgres.put_replica_in_place();
+    postgres.launch().await;
+    let mut connection = PgConnection::connect(&postgres.url("postgres")).await.unwrap();
+    connection.execute("SELECT pg_promote()").await.unwrap();
+    let begun = Instant::now();
+    let new = until("orders are taken by the promoted server", async || {
+        shop.order(&product, 1, "new").await.ok().filter(|answer| answer.status == 201)
+    })
+    .await;
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    let position = new.header("tidemark-position").to_owned();
+    assert!(kept.header("tidemark-position").starts_with("1-"));
+    assert!(position.starts_with("2-"), "{position}");
+    let shown = read(&shop, &path, &position).await;
+    assert_eq!(shown.body["available"], 98, "the lost orders count no more: {}", shown.text);
+    assert_eq!(read(&shop, &order, &position).await.status, 404, "nor are they shown");
+    let gone = read(&shop, &path, &beyond).await;
+    assert_eq!((gone.status, gone.problem()), (409, "position-unknown"), "{}", gone.text);
+    let before = kept.header("tidemark-position");
+    assert_eq!(read(&shop, &path, before).await.status, 200, "before the fork");
+    let again = shop.order(&product, 5, "lost 0").await.unwrap();
+    assert_eq!((again.status, again.header("idempotency-replayed")), (201, ""), "what was lost is done anew");
+    shop.caught_up().await;
+    let pool = shop.pool().await;
+    audit(&pool).await;
+    let epochs: Vec<(i32, i64)> =
+        sqlx::query_as("SELECT epoch, from_position FROM log.epochs ORDER BY epoch")
+            .fetch_all(&pool)
+            .await
+            .unwrap();
+    let fork: i64 = kept.header("tidemark-position")[2..].parse().unwrap();
+    assert_eq!(epochs, [(1, 1), (2, fork + 1)]);
+}
