@@ -40,6 +40,12 @@ const SETTLE_AGAIN_AFTER: Duration = Duration::from_millis(50);
 /// decision in vain.
 const CONTENDED: u32 = 64;
 
+/// A commit waits for more commands while fewer than this are there, if more than [`GATHER_FROM`] were around at the
+/// last one; as long as half of that one took, and never longer than [`GATHER_WITHIN`].
+const GATHER_UP_TO: usize = 16;
+const GATHER_FROM: usize = 4;
+const GATHER_WITHIN: Duration = Duration::from_millis(2);
+
 /// Snapshots that may wait to be stored; beyond that they are left out.
 const SNAPSHOT_QUEUE: usize = 1_024;
 
@@ -145,6 +151,7 @@ pub(super) async fn run(
         config,
     };
     let mut waiting = Vec::new();
+    let (mut around, mut within) = (0, Duration::ZERO);
     loop {
         if waiting.is_empty() {
             let most = writer.config.batch_commands;
@@ -165,12 +172,32 @@ pub(super) async fn run(
         {
             jobs.recv_many(&mut waiting, space).await;
         }
+        if around > GATHER_FROM {
+            gather(&mut jobs, &mut waiting, around.min(GATHER_UP_TO), within).await;
+        }
+        let (begun, taken) = (Instant::now(), waiting.len());
         waiting = writer.process(std::mem::take(&mut waiting)).await;
+        around = taken + jobs.len();
+        within = (begun.elapsed() / 2).min(GATHER_WITHIN);
     }
     drop(writer);
     for task in [keeper, forgetter] {
         if let Err(error) = task.await {
             tracing::error!(%error, "a task of the writer ended badly");
+        }
+    }
+}
+
+/// Waits a little until `enough` commands are there. A commit of a few costs nearly as much as one of many, so at a
+/// moderate load the database would otherwise be kept busy with commits that are hardly filled.
+async fn gather(jobs: &mut mpsc::Receiver<Job>, waiting: &mut Vec<Job>, enough: usize, within: Duration) {
+    let until = tokio::time::Instant::now() + within;
+    while let Some(space) = enough.checked_sub(waiting.len())
+        && space > 0
+    {
+        match tokio::time::timeout_at(until, jobs.recv_many(waiting, space)).await {
+            Ok(taken) if taken > 0 => {}
+            _ => return,
         }
     }
 }
