@@ -13,7 +13,7 @@ use tidemark_command::testing::euros;
 use tidemark_command::value::{Name, Price, Quantity, Sku};
 use tidemark_command::writer::Rendered;
 use tidemark_command::{Command, Request, Writer, WriterConfig};
-use tidemark_events::log::{Log, WriterConnection, connect_options};
+use tidemark_events::log::{Filter, Log, WriterConnection, connect_options};
 use tidemark_events::{Metadata, stream};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -169,6 +169,12 @@ async fn partitions_are_made_while_a_reader_reads_and_streams_go_on_across_them(
     reading.commit().await.unwrap();
     let events = bare.log.read_stream(stream::stock_of(product_id), 0, 100).await.unwrap();
     assert_eq!(events.iter().map(|event| event.version).collect::<Vec<_>>(), (1..=65).collect::<Vec<_>>());
+    // Whoever asks for more than there is does not pass over what comes next.
+    let head = bare.log.head().await.unwrap();
+    let page = bare.log.read(60, head.position + 100, &Filter::default(), 1_000).await.unwrap();
+    assert_eq!((page.read_to, page.epoch), (head.position, head.epoch));
+    let page = bare.log.read(head.position, head.position + 100, &Filter::default(), 1_000).await.unwrap();
+    assert_eq!((page.events.len(), page.read_to), (0, head.position));
     let pool = bare.log.pool().clone();
     bare.end().await;
     // Another writer knows nothing but what stands in all the partitions.

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 
 use crate::harness::{Answer, Postgres, Shop, audit, until};
@@ -33,14 +34,29 @@ async fn a_commit_whose_answer_is_lost_is_looked_up_before_its_client_is_answere
     let pool = shop.pool().await;
     let product = shop.product("P", 1_000).await;
     for (n, cut) in [Cut::AfterTheEffect, Cut::BeforeTheEffect, Cut::AfterTheEffect].into_iter().enumerate() {
-        proxy.cut_next(cut);
+        proxy.cut_next(cut, "OrderPlaced");
         let answer = shop.order(&product, 1, &format!("cut {n}")).await.unwrap();
         assert_eq!((answer.status, proxy.cuts()), (201, n + 1), "{cut:?}: {}", answer.text);
         assert_eq!(orders_placed(&pool).await, i64::try_from(n).unwrap() + 1, "{cut:?}: once");
+        assert_eq!(answer.header("idempotency-replayed"), "", "{cut:?}: it was found out, not repeated");
         let again = shop.order(&product, 1, &format!("cut {n}")).await.unwrap();
         assert_eq!((again.status, &again.body), (201, &answer.body), "{cut:?}");
         assert_eq!(again.header("idempotency-replayed"), "true");
     }
+    // Nor is a command done twice that has no key to find it under.
+    let path = format!("/v1/products/{product}/price");
+    for (amount, cut) in [(5, Cut::AfterTheEffect), (6, Cut::BeforeTheEffect)] {
+        proxy.cut_next(cut, "PriceChanged");
+        let body = json!({ "price": { "amount": amount, "currency": "EUR" } });
+        let answer = shop.put(&path, Some(body)).await;
+        assert_eq!(
+            (answer.status, answer.body["version"].as_i64()),
+            (200, Some(amount - 2)),
+            "{}",
+            answer.text
+        );
+    }
+    assert_eq!(proxy.cuts(), 5);
     shop.caught_up().await;
     audit(&pool).await;
 }
@@ -54,7 +70,7 @@ async fn an_outcome_that_cannot_be_found_out_is_said_to_be_unknown_and_found_und
     shop.url = url;
     let pool = shop.pool().await;
     let product = shop.product("P", 1_000).await;
-    proxy.cut_next(Cut::AfterTheEffect);
+    proxy.cut_next(Cut::AfterTheEffect, "OrderPlaced");
     proxy.close(true);
     let answer = shop.order(&product, 1, "lost").await.unwrap();
     assert_eq!((answer.status, answer.problem()), (504, "outcome-unknown"), "{}", answer.text);

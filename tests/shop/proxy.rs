@@ -1,8 +1,8 @@
 //! Stands between a shop and its database, on a socket of its own, and breaks connections at the worst moments.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -25,6 +25,7 @@ pub(crate) enum Cut {
 #[derive(Default)]
 struct State {
     cut: AtomicU8,
+    event_type: Mutex<&'static str>,
     closed: AtomicBool,
     cuts: AtomicUsize,
 }
@@ -58,8 +59,9 @@ impl Proxy {
         format!("postgres://tidemark@{socket}/{}", url.rsplit('/').next().unwrap())
     }
 
-    /// Cuts the connection of the next append that says `OrderPlaced`, once.
-    pub(crate) fn cut_next(&self, cut: Cut) {
+    /// Cuts the connection of the next append of an event of this type, once.
+    pub(crate) fn cut_next(&self, cut: Cut, event_type: &'static str) {
+        *self.state.event_type.lock().unwrap() = event_type;
         self.state.cut.store(cut as u8, Ordering::SeqCst);
     }
 
@@ -82,8 +84,7 @@ async fn pass(mut client: UnixStream, server: PathBuf, state: Arc<State>) {
             read = client.read(&mut asked) => {
                 let Ok(read @ 1..) = read else { return };
                 let armed = state.cut.load(Ordering::SeqCst);
-                let appends = asked[..read].windows(11).any(|bytes| bytes == b"OrderPlaced");
-                if armed != Cut::Never as u8 && appends {
+                if armed != Cut::Never as u8 && holds(&asked[..read], &state) {
                     state.cut.store(Cut::Never as u8, Ordering::SeqCst);
                     if armed == Cut::AfterTheEffect as u8 {
                         server.write_all(&asked[..read]).await.unwrap();
@@ -101,4 +102,9 @@ async fn pass(mut client: UnixStream, server: PathBuf, state: Arc<State>) {
             }
         }
     }
+}
+
+fn holds(asked: &[u8], state: &State) -> bool {
+    let event_type = state.event_type.lock().unwrap().as_bytes();
+    asked.windows(event_type.len()).any(|bytes| bytes == event_type)
 }
