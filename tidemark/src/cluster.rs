@@ -9,6 +9,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt as _, PermissionsExt};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
@@ -32,6 +33,16 @@ const WAL_SEGMENTS: usize = 64;
 const WAL_SEGMENT_BYTES: usize = 16 * 1024 * 1024;
 
 const USER: &str = "tidemark";
+
+/// The server that this process is in charge of, for an end without [`Cluster::stop`].
+static IN_CHARGE_OF: OnceLock<Pid> = OnceLock::new();
+
+/// Tells the private server, if there is one, to end by itself: for whoever cannot wait for it.
+pub(crate) fn tell_to_stop() {
+    if let Some(pid) = IN_CHARGE_OF.get() {
+        rustix::process::kill_process(*pid, Signal::INT).ok();
+    }
+}
 
 /// What can go wrong with it.
 #[derive(Debug, thiserror::Error)]
@@ -145,6 +156,9 @@ impl Cluster {
                 cluster.server = Some(Server::Started(child));
             }
         }
+        if let Some(pid) = cluster.pid() {
+            IN_CHARGE_OF.get_or_init(|| pid);
+        }
         cluster.make_database().await?;
         Ok(cluster)
     }
@@ -154,16 +168,17 @@ impl Cluster {
         PgConnectOptions::new().socket(&self.sockets).username(USER).database(USER)
     }
 
+    /// The server, if this process is in charge of it and has not seen it end.
+    fn pid(&self) -> Option<Pid> {
+        match self.server.as_ref()? {
+            Server::TakenOver(pid) => Some(*pid),
+            Server::Started(child) => Pid::from_raw(i32::try_from(child.id()?).ok()?),
+        }
+    }
+
     /// Stops it, if this process is in charge of it.
     pub(crate) async fn stop(mut self) -> Result<(), ClusterError> {
-        let pid = match &self.server {
-            None => return Ok(()),
-            Some(Server::TakenOver(pid)) => Some(*pid),
-            Some(Server::Started(child)) => {
-                child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw)
-            }
-        };
-        let Some(pid) = pid else { return Ok(()) };
+        let Some(pid) = self.pid() else { return Ok(()) };
         for (signal, within) in [(Signal::INT, STOP_WITHIN), (Signal::QUIT, Duration::from_secs(5))] {
             // It may have ended by itself.
             rustix::process::kill_process(pid, signal).ok();

@@ -24,7 +24,7 @@ use utoipa_swagger_ui::SwaggerUi;
 
 use crate::config::UpOptions;
 use crate::database::Database;
-use crate::{Failure, keys};
+use crate::{Failure, cluster, keys};
 
 /// Connections for reading the log.
 const LOG_CONNECTIONS: u32 = 12;
@@ -142,6 +142,7 @@ fn stop_on_signals(stop: &CancellationToken) -> Result<(), Failure> {
             }
             if again {
                 tracing::warn!("stopping at once");
+                cluster::tell_to_stop();
                 std::process::exit(130);
             }
             stop.cancel();

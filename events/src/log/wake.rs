@@ -73,9 +73,17 @@ impl Log {
     async fn listen(&self, pool: &sqlx::PgPool) -> Result<(), LogError> {
         let mut listener = PgListener::connect_with(pool).await?;
         listener.listen(CHANNEL).await?;
-        // On a new connection its word counts: the log may have lost its end with the server that was there before.
+        // On a new connection its word counts, even if it is less: the log may have lost its end with the server that was
+        // there before. Unless somebody has committed meanwhile, who knows better.
+        let before = *self.wake.head.borrow();
         let head = self.head().await?;
-        self.wake.head.send_if_modified(|known| std::mem::replace(known, head) != head);
+        self.wake.head.send_if_modified(|known| {
+            let replaced = head > *known || (*known == before && head != before);
+            if replaced {
+                *known = head;
+            }
+            replaced
+        });
         loop {
             match tokio::time::timeout(POLL, listener.try_recv()).await {
                 Ok(Ok(Some(notification))) => {
