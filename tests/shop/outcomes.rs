@@ -1,5 +1,6 @@
 //! Commits whose outcome is unknown, and logs that lose their end: what clients are told is what is so.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -17,6 +18,17 @@ async fn read(shop: &Shop, path: &str, after: &str) -> Answer {
     .await
 }
 
+/// A shop whose connections can be cut, with a product; what a test looks up itself goes to the database directly.
+async fn behind_a_proxy() -> (Arc<Postgres>, Proxy, Shop, String) {
+    let postgres = Postgres::shared().await;
+    let url = postgres.database().await;
+    let proxy = Proxy::before(&postgres);
+    let mut shop = Shop::on(&proxy.through(&url)).await;
+    shop.url = url;
+    let product = shop.product("P", 1_000).await;
+    (postgres, proxy, shop, product)
+}
+
 async fn orders_placed(pool: &PgPool) -> i64 {
     sqlx::query_scalar("SELECT count(*) FROM log.events WHERE event_type = 'OrderPlaced'")
         .fetch_one(pool)
@@ -26,13 +38,8 @@ async fn orders_placed(pool: &PgPool) -> i64 {
 
 #[tokio::test]
 async fn a_commit_whose_answer_is_lost_is_looked_up_before_its_client_is_answered() {
-    let postgres = Postgres::shared().await;
-    let url = postgres.database().await;
-    let proxy = Proxy::before(&postgres);
-    let mut shop = Shop::on(&proxy.through(&url)).await;
-    shop.url = url;
+    let (_postgres, proxy, shop, product) = behind_a_proxy().await;
     let pool = shop.pool().await;
-    let product = shop.product("P", 1_000).await;
     for (n, cut) in [Cut::AfterTheEffect, Cut::BeforeTheEffect, Cut::AfterTheEffect].into_iter().enumerate() {
         proxy.cut_next(cut, "OrderPlaced");
         let answer = shop.order(&product, 1, &format!("cut {n}")).await.unwrap();
@@ -63,13 +70,8 @@ async fn a_commit_whose_answer_is_lost_is_looked_up_before_its_client_is_answere
 
 #[tokio::test]
 async fn an_outcome_that_cannot_be_found_out_is_said_to_be_unknown_and_found_under_its_key() {
-    let postgres = Postgres::shared().await;
-    let url = postgres.database().await;
-    let proxy = Proxy::before(&postgres);
-    let mut shop = Shop::on(&proxy.through(&url)).await;
-    shop.url = url;
+    let (_postgres, proxy, shop, product) = behind_a_proxy().await;
     let pool = shop.pool().await;
-    let product = shop.product("P", 1_000).await;
     proxy.cut_next(Cut::AfterTheEffect, "OrderPlaced");
     proxy.close(true);
     let answer = shop.order(&product, 1, "lost").await.unwrap();

@@ -157,7 +157,7 @@ impl Cluster {
             }
         }
         if let Some(pid) = cluster.pid() {
-            IN_CHARGE_OF.get_or_init(|| pid);
+            IN_CHARGE_OF.set(pid).ok();
         }
         cluster.make_database().await?;
         Ok(cluster)

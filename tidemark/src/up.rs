@@ -29,6 +29,9 @@ use crate::{Failure, cluster, keys};
 /// Connections for reading the log.
 const LOG_CONNECTIONS: u32 = 12;
 
+/// Connections for reading it that the projectors have for themselves: one for each view that is fed, and its former.
+const PROJECTOR_CONNECTIONS: u32 = 6;
+
 /// How long the state of the parts may take to end after the last request.
 const END_WITHIN: Duration = Duration::from_secs(20);
 
@@ -80,14 +83,11 @@ async fn shop(
         .enable_all()
         .build()
         .map_err(Failure::io("cannot start the projectors' runtime"))?;
-    let projecting = {
+    let (projected, projecting) = {
         let _context = background.enter();
-        Supervisor::spawn(
-            log.through(database.pool(LOG_CONNECTIONS)),
-            database.options.clone(),
-            projector_config,
-            parts_stop.clone(),
-        )
+        let log = log.through(database.pool(PROJECTOR_CONNECTIONS));
+        let options = database.options.clone();
+        (log.clone(), Supervisor::spawn(log, options, projector_config, parts_stop.clone()))
     };
     let query_config = QueryConfig { cache_bytes: mib(options.cache_mib) as u64, ..QueryConfig::default() };
     let (query, following) =
@@ -113,6 +113,7 @@ async fn shop(
             join(part).await;
         }
         query.close().await;
+        projected.pool().close().await;
         log.pool().close().await;
     };
     if tokio::time::timeout(END_WITHIN, ended).await.is_err() {
