@@ -52,6 +52,13 @@ impl Aggregate {
     /// The version of the fold: a snapshot of another one is not used.
     pub const FOLD_VERSION: i16 = 1;
 
+    /// Whether the commands on many other streams read it, too: then it is worth keeping even if it was asked for
+    /// only once.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Self::Product(_) | Self::Stock(_))
+    }
+
     /// About how many bytes it takes beyond itself.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {

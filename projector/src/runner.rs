@@ -95,6 +95,7 @@ async fn follow(
     let filter = filter_of(target.projection);
     let mut wake = log.wake();
     let mut next = Instant::now();
+    let mut last = (next, position);
     let mut epoch = wake.borrow().epoch;
     loop {
         let head = *wake.borrow_and_update();
@@ -112,7 +113,9 @@ async fn follow(
                 }
                 continue;
             }
-            next = Instant::now() + config.pace;
+            let now = Instant::now();
+            next = now + config.pause(head.position - last.1, now - last.0);
+            last = (now, head.position);
             let page = tokio::select! {
                 () = stop.cancelled() => break,
                 page = log.read(position, head.position, &filter, config.batch_events) => page?,

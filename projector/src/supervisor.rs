@@ -31,14 +31,27 @@ pub struct ProjectorConfig {
     pub workers: i16,
     /// The most events of one batch.
     pub batch_events: usize,
-    /// The least time from one batch to the next: under load, fewer and larger batches cost much less. A batch that
-    /// comes after a pause does not wait.
-    pub pace: Duration,
+    /// The longest time from the reading of one batch to that of the next: under load, fewer and larger batches cost
+    /// much less. It is taken in the measure in which the log is busy; a batch that comes
+    /// after a quiet time does not wait at all.
+    pub longest_pause: Duration,
 }
 
 impl Default for ProjectorConfig {
     fn default() -> Self {
-        Self { workers: 1, batch_events: 5_000, pace: Duration::from_millis(20) }
+        Self { workers: 1, batch_events: 5_000, longest_pause: Duration::from_millis(50) }
+    }
+}
+
+/// Events a second from which on the longest pause is taken.
+const BUSY: f64 = 40_000.0;
+
+impl ProjectorConfig {
+    /// How long to wait before the next batch, when the log has grown by `events` in `elapsed`.
+    pub(crate) fn pause(&self, events: i64, elapsed: Duration) -> Duration {
+        #[expect(clippy::cast_precision_loss, reason = "a few million at most")]
+        let rate = events as f64 / elapsed.as_secs_f64().max(0.001);
+        self.longest_pause.mul_f64((rate / BUSY).clamp(0.0, 1.0))
     }
 }
 

@@ -68,6 +68,39 @@ async fn check(shop: &Shop, buyers: JoinSet<HashMap<String, String>>, at_least: 
     audit(&pool).await;
 }
 
+/// Behind the time-outs stands the watchdog: a session that holds the log's lock and has none of them is ended by
+/// whoever waits for it.
+#[tokio::test]
+async fn a_writer_that_no_time_out_ends_is_ended_by_the_others() {
+    let postgres = Postgres::start().await;
+    let url = postgres.database().await;
+    let shop = Shop::on(&url).await;
+    let product = shop.product("W", 10).await;
+    let mut stuck = PgConnection::connect(&url).await.unwrap();
+    stuck
+        .execute(
+            "SET application_name = 'tidemark writer'; SET idle_in_transaction_session_timeout = 0; \
+             BEGIN; SELECT position FROM log.head FOR UPDATE",
+        )
+        .await
+        .unwrap();
+    let held = Instant::now();
+    let mut refused = 0;
+    until("somebody ends it", async || {
+        let answer = shop.order(&product, 1, "behind the stuck one").await.unwrap();
+        refused += u32::from(matches!(answer.status, 503 | 504));
+        (answer.status == 201).then_some(())
+    })
+    .await;
+    assert!(held.elapsed() > Duration::from_secs(9), "it was given its time");
+    assert!(held.elapsed() < Duration::from_secs(25), "took {:?}", held.elapsed());
+    assert!(refused > 0, "until then clients are told at once that the log cannot be written");
+    assert!(stuck.execute("SELECT 1").await.is_err(), "its session is gone");
+    let pool = shop.pool().await;
+    shop.caught_up().await;
+    audit(&pool).await;
+}
+
 #[tokio::test]
 async fn postgres_killed_under_load_loses_nothing_and_doubles_nothing() {
     let postgres = Postgres::start().await;

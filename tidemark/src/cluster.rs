@@ -292,6 +292,11 @@ const SETTINGS: &[&str] = &[
     "min_wal_size=1GB",
     "checkpoint_timeout=15min",
     "checkpoint_completion_target=0.9",
+    // What is written goes to the disk bit by bit: a checkpoint that has all of it to sync makes commits wait.
+    "backend_flush_after=256kB",
+    "bgwriter_flush_after=256kB",
+    "bgwriter_delay=20ms",
+    "bgwriter_lru_maxpages=1000",
     "effective_io_concurrency=64",
     "random_page_cost=1.1",
     "work_mem=16MB",

@@ -325,7 +325,7 @@ impl Loop {
         for events in touched.chunk_by(|a, b| a == b) {
             let stream_id = events[0];
             let appended = i64::try_from(events.len()).unwrap_or(i64::MAX);
-            if let Some(Entry { version, position, state: Some(state) }) = self.states.entry(stream_id)
+            if let Some(Entry { version, position, state: Some(state) }) = self.states.peek(stream_id)
                 && (version - appended) / interval != version / interval
                 && let Ok(state) = serde_json::to_value(state)
             {
@@ -684,12 +684,12 @@ impl Loop {
         }
         for happened in &decision.events {
             let stream_id = happened.stream_id;
-            if self.states.entry(stream_id).is_none() {
+            if self.states.peek(stream_id).is_none() {
                 // Only what was made at random just now is written without having been asked for.
                 self.states.insert(stream_id, Entry::default());
             }
             self.touched.push(stream_id);
-            let before = self.states.entry(stream_id).map_or(0, |entry| entry.position);
+            let before = self.states.peek(stream_id).map_or(0, |entry| entry.position);
             let version = self.states.apply(stream_id, &happened.fact, batch.position() + 1).unwrap_or(1);
             batch.push(&NewEvent {
                 stream_id,
@@ -705,7 +705,7 @@ impl Loop {
             id: decision.subject,
             status: decision.status,
             total: decision.total,
-            version: self.states.entry(decision.stream_id).map_or(0, |entry| entry.version),
+            version: self.states.peek(decision.stream_id).map_or(0, |entry| entry.version),
             position: batch.position(),
         })
     }

@@ -240,7 +240,10 @@ impl WriterConnection {
         let row_types = match self.row_types {
             Some(known) => known,
             None => {
-                self.check_history().await?;
+                if let Err(error) = self.check_history().await {
+                    self.end_stuck_holder(&error).await;
+                    return Err(error.into());
+                }
                 *self.row_types.insert(RowTypes::of(&mut self.connection).await?)
             }
         };
@@ -253,7 +256,9 @@ impl WriterConnection {
         let row = match locked {
             Ok(row) => row,
             Err(error) => {
-                self.end_stuck_holder(&error).await;
+                if self.connection.execute("ROLLBACK").await.is_ok() {
+                    self.end_stuck_holder(&error).await;
+                }
                 return Err(error.into());
             }
         };
@@ -280,7 +285,7 @@ impl WriterConnection {
     async fn end_stuck_holder(&mut self, error: &sqlx::Error) {
         let timed_out =
             error.as_database_error().is_some_and(|e| e.code().as_deref() == Some(LOCK_NOT_AVAILABLE));
-        if !timed_out || self.connection.execute("ROLLBACK").await.is_err() {
+        if !timed_out {
             return;
         }
         let ended = sqlx::query(
@@ -302,7 +307,7 @@ impl WriterConnection {
         }
     }
 
-    async fn check_history(&mut self) -> Result<(), LogError> {
+    async fn check_history(&mut self) -> Result<(), sqlx::Error> {
         let mut transaction = self.connection.begin().await?;
         let row = sqlx::query("SELECT position, epoch, system_identifier, timeline FROM log.head FOR UPDATE")
             .fetch_one(&mut *transaction)
@@ -453,11 +458,13 @@ impl Locked<'_> {
     }
 }
 
-/// Errors after which a transaction has certainly not been committed: integrity, transaction state, serialisation.
-/// Anything else, a shutdown among it, may have come after the commit was durable.
+/// Errors after which a transaction has certainly not been committed: integrity, transaction state, serialisation, a
+/// lock that was not to be had. Anything else, a shutdown among it, may have come after the commit was durable.
 fn is_refusal(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|e| e.code());
-    code.is_some_and(|code| ["23", "25", "40"].iter().any(|class| code.starts_with(class)))
+    code.is_some_and(|code| {
+        code == LOCK_NOT_AVAILABLE || ["23", "25", "40"].iter().any(|class| code.starts_with(class))
+    })
 }
 
 /// The one statement that appends: locks the head if it is where the batch begins, moves it, writes events, streams

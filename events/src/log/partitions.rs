@@ -70,7 +70,11 @@ pub async fn ensure(pool: &PgPool, size: i64) -> Result<Partitions, LogError> {
 async fn create(connection: &mut PgConnection, from: Position, to: Position) -> Result<(), LogError> {
     let table = format!("log.events_{from}");
     for statement in [
-        format!("CREATE TABLE {table} (LIKE log.events INCLUDING ALL)"),
+        // Nothing is ever removed from it: a vacuum or an analysis each time it has doubled is enough.
+        format!(
+            "CREATE TABLE {table} (LIKE log.events INCLUDING ALL) WITH (\
+             autovacuum_vacuum_insert_scale_factor = 1, autovacuum_analyze_scale_factor = 1)"
+        ),
         format!("CREATE UNIQUE INDEX ON {table} (stream_id, version)"),
         format!(
             "CREATE TRIGGER events_are_facts BEFORE UPDATE OR DELETE OR TRUNCATE ON {table} \
