@@ -3,13 +3,13 @@
 CARGO ?= cargo
 RUN_ARGS ?=
 
-.PHONY: run test check bench import schemas fmt setup setup-bench
+.PHONY: run test check bench import schemas fmt setup setup-test setup-bench
 
 run: setup            ## builds the shop and opens it on http://127.0.0.1:8080
 	$(CARGO) build --release --locked -p tidemark
 	exec $$($(CARGO) metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release/tidemark up $(RUN_ARGS)
 
-test: setup           ## every test, on real components
+test: setup-test      ## every test, on real components
 	$(CARGO) test --workspace --locked --all-features
 
 check:                ## form, lints, documentation, dependencies
@@ -29,6 +29,9 @@ fmt:                  ## puts the code in form
 
 setup:
 	@scripts/setup
+
+setup-test:
+	@scripts/setup test
 
 setup-bench:
 	@scripts/setup bench

@@ -154,7 +154,7 @@ macro_rules! facts {
         }
 
         /// The same text as a `'static` one, if it is a name this code knows: reading the log then allocates none.
-        pub(crate) fn known_name(name: &str) -> Option<&'static str> {
+        pub fn known_name(name: &str) -> Option<&'static str> {
             match name {
                 $($( stringify!($event) => Some(stringify!($event)), )+)+
                 _ => None,
@@ -162,7 +162,7 @@ macro_rules! facts {
         }
 
         /// The same for categories.
-        pub(crate) fn known_category(name: &str) -> Option<&'static str> {
+        pub fn known_category(name: &str) -> Option<&'static str> {
             $( if name == $category { return Some($category); } )+
             None
         }

@@ -18,6 +18,7 @@ pub mod fact;
 pub mod log;
 pub mod ndjson;
 pub mod order;
+pub mod partition;
 pub mod product;
 pub mod schema;
 pub mod sku;

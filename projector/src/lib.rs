@@ -6,6 +6,7 @@
 //! | [`views`] | one projection each |
 //! | [`worker`] | a batch of events into rows and checkpoint, in one transaction; parking what cannot be applied |
 //! | [`runner`] | follows the log for one instance |
+//! | [`topic`] | follows the topic in Kafka for one instance |
 //! | [`supervisor`] | keeps a runner for every instance that is to be fed |
 //! | [`mod@rebuild`] | the next instance beside the live one, and the switch |
 //!
@@ -17,12 +18,13 @@ pub mod projection;
 pub mod rebuild;
 pub mod runner;
 pub mod supervisor;
+pub mod topic;
 pub mod views;
 pub mod worker;
 
 pub use projection::{Projection, all, find};
 pub use rebuild::{Progress, rebuild, switch_back};
-pub use supervisor::{ProjectorConfig, Supervisor};
+pub use supervisor::{Feed, ProjectorConfig, Supervisor};
 
 /// What can go wrong with a projection.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +38,9 @@ pub enum ProjectorError {
     /// The log cannot be read.
     #[error(transparent)]
     Log(#[from] tidemark_events::log::LogError),
+    /// The topic cannot be read.
+    #[error(transparent)]
+    Topic(#[from] tidemark_kafka::StreamError),
     /// Somebody else has moved the checkpoint: what this worker knows is old.
     #[error("the checkpoint of {0} was moved by another process")]
     Moved(String),

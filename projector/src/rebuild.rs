@@ -18,7 +18,7 @@ use crate::ProjectorError;
 use crate::projection::{Projection, find};
 use crate::runner::filter_of;
 use crate::supervisor::{CHANNEL, create, target_of};
-use crate::worker::{Chunk, Target, Worker, connect, partitions_of, try_own};
+use crate::worker::{Chunk, ReadTo, Target, Worker, connect, partitions_of, try_own};
 
 /// The most events of one batch of a rebuild.
 const BATCH: usize = 10_000;
@@ -154,7 +154,8 @@ async fn catch_up(
                     break;
                 }
                 position = page.read_to;
-                let chunk = Chunk { events: page.events, read_to: position, epoch: page.epoch };
+                let chunk =
+                    Chunk { events: page.events, read_to: ReadTo::Position(position), epoch: page.epoch };
                 if sender.send(chunk).await.is_err() {
                     break;
                 }
@@ -183,7 +184,9 @@ async fn fold_to(log: &Log, worker: &mut Worker, target: Target, to: Position) -
         if page.read_to == worker.position() {
             break;
         }
-        worker.take(Chunk { events: page.events, read_to: page.read_to, epoch: page.epoch }).await?;
+        worker
+            .take(Chunk { events: page.events, read_to: ReadTo::Position(page.read_to), epoch: page.epoch })
+            .await?;
     }
     Ok(())
 }

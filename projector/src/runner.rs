@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use sqlx::postgres::PgConnectOptions;
 use tidemark_events::log::{Filter, Log};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -12,8 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ProjectorError;
 use crate::projection::Projection;
-use crate::supervisor::ProjectorConfig;
-use crate::worker::{Chunk, Target, Worker, connect, partitions_of, try_own};
+use crate::supervisor::Feed;
+use crate::topic;
+use crate::worker::{Chunk, ReadTo, Target, Worker, connect, partitions_of, try_own};
 
 /// How long after a failure a runner begins anew, from the stored checkpoints.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
@@ -36,15 +36,13 @@ pub(crate) fn filter_of(projection: &dyn Projection) -> Filter {
 }
 
 /// Feeds an instance until `stop`; begins anew from the stored checkpoints whenever something fails.
-pub async fn run(
-    log: Log,
-    options: PgConnectOptions,
-    config: ProjectorConfig,
-    target: Target,
-    stop: CancellationToken,
-) {
+pub async fn run(feed: Feed, target: Target, stop: CancellationToken) {
     while !stop.is_cancelled() {
-        match follow(&log, &options, &config, target, &stop).await {
+        let followed = match &feed.kafka {
+            Some(kafka) => topic::follow(&feed, kafka, target, &stop).await,
+            None => follow(&feed, target, &stop).await,
+        };
+        match followed {
             Ok(()) => return,
             Err(ProjectorError::Busy { .. }) => {
                 tokio::time::timeout(STAND_BY, stop.cancelled()).await.ok();
@@ -57,13 +55,8 @@ pub async fn run(
     }
 }
 
-async fn follow(
-    log: &Log,
-    options: &PgConnectOptions,
-    config: &ProjectorConfig,
-    target: Target,
-    stop: &CancellationToken,
-) -> Result<(), ProjectorError> {
+async fn follow(feed: &Feed, target: Target, stop: &CancellationToken) -> Result<(), ProjectorError> {
+    let Feed { log, views: options, config, .. } = feed;
     let count = config.workers.clamp(1, tidemark_views::PARTITIONS);
     let name = target.projection.name();
     let mut owner = connect(options).await?;
@@ -140,7 +133,7 @@ async fn follow(
                 }
             }
             for (channel, events) in channels.iter().zip(shares) {
-                let chunk = Chunk { events, read_to: position, epoch: page.epoch };
+                let chunk = Chunk { events, read_to: ReadTo::Position(position), epoch: page.epoch };
                 if channel.send(chunk).await.is_err() {
                     return ended(&mut tasks).await;
                 }

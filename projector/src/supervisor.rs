@@ -6,8 +6,9 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 use tidemark_events::log::Log;
+use tidemark_kafka::KafkaConfig;
+use tidemark_views::PARTITIONS;
 use tidemark_views::instance::{self, Instance, State};
-use tidemark_views::{PARTITIONS, feed};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -55,6 +56,19 @@ impl ProjectorConfig {
     }
 }
 
+/// Where events come from and where rows go.
+#[derive(Debug, Clone)]
+pub struct Feed {
+    /// The log.
+    pub log: Log,
+    /// Where live events come from instead, if the log is published to Kafka. What is not there comes from the log.
+    pub kafka: Option<KafkaConfig>,
+    /// The views' database, directly: sessions hold locks and listen.
+    pub views: PgConnectOptions,
+    /// Bounds.
+    pub config: ProjectorConfig,
+}
+
 /// Feeds every live and every former instance.
 #[derive(Debug)]
 pub struct Supervisor;
@@ -62,22 +76,16 @@ pub struct Supervisor;
 type Runners = HashMap<(String, i32), (CancellationToken, JoinHandle<()>)>;
 
 impl Supervisor {
-    /// Starts feeding, until `stop`; the batches in hand are finished. `options` leads to the views' database,
-    /// directly: sessions hold locks and listen.
+    /// Starts feeding, until `stop`; the batches in hand are finished.
     #[must_use]
-    pub fn spawn(
-        log: Log,
-        options: PgConnectOptions,
-        config: ProjectorConfig,
-        stop: CancellationToken,
-    ) -> JoinHandle<()> {
+    pub fn spawn(feed: Feed, stop: CancellationToken) -> JoinHandle<()> {
         tokio::spawn(async move {
-            let pool = PgPoolOptions::new().max_connections(2).connect_lazy_with(options.clone());
+            let pool = PgPoolOptions::new().max_connections(2).connect_lazy_with(feed.views.clone());
             let mut runners = Runners::new();
             while !stop.is_cancelled() {
                 let watched = tokio::select! {
                     () = stop.cancelled() => break,
-                    watched = watch(&pool, &log, &options, config, &mut runners) => watched,
+                    watched = watch(&pool, &feed, &mut runners) => watched,
                 };
                 if let Err(error) = watched {
                     tracing::warn!(%error, "cannot look after the projections, trying again");
@@ -97,13 +105,7 @@ impl Supervisor {
     }
 }
 
-async fn watch(
-    pool: &PgPool,
-    log: &Log,
-    options: &PgConnectOptions,
-    config: ProjectorConfig,
-    runners: &mut Runners,
-) -> Result<(), ProjectorError> {
+async fn watch(pool: &PgPool, feed: &Feed, runners: &mut Runners) -> Result<(), ProjectorError> {
     let mut listener = PgListener::connect_with(pool).await?;
     listener.listen(CHANNEL).await?;
     let mut looks: u32 = 0;
@@ -113,9 +115,9 @@ async fn watch(
             ensure_live(&mut connection, *projection).await?;
         }
         let instances = instance::all(&mut connection).await?;
-        adjust(&instances, log, options, config, runners);
+        adjust(&instances, feed, runners);
         if looks.is_multiple_of(PRUNE_EVERY) {
-            feed::prune(&mut connection).await?;
+            tidemark_views::feed::prune(&mut connection).await?;
         }
         looks = looks.wrapping_add(1);
         drop(connection);
@@ -126,13 +128,7 @@ async fn watch(
 }
 
 /// Starts what is to be fed and is not, and stops what is fed and is gone.
-fn adjust(
-    instances: &[Instance],
-    log: &Log,
-    options: &PgConnectOptions,
-    config: ProjectorConfig,
-    runners: &mut Runners,
-) {
+fn adjust(instances: &[Instance], feed: &Feed, runners: &mut Runners) {
     let fed = |instance: &&Instance| instance.state != State::Building;
     runners.retain(|(name, number), (stop, _)| {
         let stays = instances.iter().filter(fed).any(|i| i.name == *name && i.instance == *number);
@@ -149,7 +145,7 @@ fn adjust(
         match target_of(instance) {
             Ok(target) => {
                 let stop = CancellationToken::new();
-                let run = runner::run(log.clone(), options.clone(), config, target, stop.clone());
+                let run = runner::run(feed.clone(), target, stop.clone());
                 runners.insert(key, (stop, tokio::spawn(run)));
             }
             Err(error) => tracing::error!(%error, "an instance is not fed: rebuild it with this program"),

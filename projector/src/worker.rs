@@ -7,6 +7,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, Executor, PgConnection, Row};
 use tidemark_events::log::{Filter, Log};
 use tidemark_events::{Epoch, Position, RecordedEvent};
+use tidemark_kafka::source::Stray;
 use tidemark_views::{PARTITIONS, feed, partition_of};
 use uuid::Uuid;
 
@@ -46,10 +47,30 @@ impl std::fmt::Debug for Target {
 pub struct Chunk {
     /// In the order of positions.
     pub events: Vec<RecordedEvent>,
-    /// Everything up to here has been looked at.
-    pub read_to: Position,
+    /// Up to where that is everything.
+    pub read_to: ReadTo,
     /// The epoch of the log.
     pub epoch: Epoch,
+}
+
+/// Up to where a chunk is everything.
+#[derive(Debug)]
+pub enum ReadTo {
+    /// In every partition: it was read from the log.
+    Position(Position),
+    /// In these partitions, with the last record of each: it was read from the topic.
+    Records(BTreeMap<i16, (Position, i64)>),
+}
+
+/// Where a partition stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The epoch of its last chunk.
+    pub epoch: Epoch,
+    /// Everything up to here has been applied.
+    pub position: Position,
+    /// The record in the topic that said so, if it came from there.
+    pub offset: Option<i64>,
 }
 
 /// Feeds some of an instance's partitions.
@@ -58,7 +79,7 @@ pub struct Worker {
     target: Target,
     connection: PgConnection,
     /// Where each of its partitions stands.
-    checkpoints: BTreeMap<i16, Position>,
+    checkpoints: BTreeMap<i16, Checkpoint>,
     /// Keys with parked events: what comes later of them is parked too.
     parked: HashSet<Uuid>,
     /// Whether readers see this instance, or may go back to it: then changes are published.
@@ -98,7 +119,7 @@ impl Worker {
     ) -> Result<Self, ProjectorError> {
         let name = target.projection.name();
         let rows = sqlx::query(
-            "SELECT partition, position FROM views.checkpoints \
+            "SELECT partition, epoch, position, source_offset FROM views.checkpoints \
              WHERE name = $1 AND instance = $2 AND partition = ANY($3)",
         )
         .bind(name)
@@ -108,7 +129,11 @@ impl Worker {
         .await?;
         let checkpoints = rows
             .iter()
-            .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+            .map(|row| {
+                let checkpoint =
+                    Checkpoint { epoch: row.try_get(1)?, position: row.try_get(2)?, offset: row.try_get(3)? };
+                Ok((row.try_get(0)?, checkpoint))
+            })
             .collect::<Result<_, sqlx::Error>>()?;
         let rows =
             sqlx::query("SELECT DISTINCT partition_key FROM views.parked WHERE name = $1 AND instance = $2")
@@ -123,13 +148,21 @@ impl Worker {
     /// The least of its partitions' positions.
     #[must_use]
     pub fn position(&self) -> Position {
-        self.checkpoints.values().copied().min().unwrap_or(0)
+        self.checkpoints.values().map(|checkpoint| checkpoint.position).min().unwrap_or(0)
+    }
+
+    /// Its partitions, each with where it stands.
+    #[must_use]
+    pub fn checkpoints(&self) -> &BTreeMap<i16, Checkpoint> {
+        &self.checkpoints
     }
 
     /// Whether an event belongs to one of its partitions and has not been applied.
     #[must_use]
     pub fn wants(&self, event: &RecordedEvent) -> bool {
-        self.checkpoints.get(&partition_of(event.partition_key)).is_some_and(|&at| event.position > at)
+        self.checkpoints
+            .get(&partition_of(event.partition_key))
+            .is_some_and(|at| event.position > at.position)
     }
 
     /// Applies a chunk and moves the checkpoints to its end, in one transaction. Returns how many events it took.
@@ -138,7 +171,8 @@ impl Worker {
     /// [`ProjectorError::Moved`] when somebody else has moved a checkpoint: what this worker knows is old, nothing
     /// was done. Else the database's; nothing was done then either.
     pub async fn take(&mut self, chunk: Chunk) -> Result<usize, ProjectorError> {
-        if chunk.read_to <= self.position() {
+        let moves = self.moves(&chunk.read_to, chunk.epoch);
+        if moves.is_empty() {
             return Ok(0);
         }
         let mut batch = Batch::default();
@@ -148,12 +182,10 @@ impl Worker {
         let count = batch.good.len() + batch.bad.len();
         let mut tries = 0;
         loop {
-            match self.commit(&batch, chunk.read_to, chunk.epoch, tries >= RETRIES).await {
+            match self.commit(&batch, &moves, tries >= RETRIES).await {
                 Ok(parked) => {
                     self.parked.extend(parked);
-                    for at in self.checkpoints.values_mut() {
-                        *at = (*at).max(chunk.read_to);
-                    }
+                    self.checkpoints.extend(moves);
                     return Ok(count);
                 }
                 Err(Failed::Apply(error)) if tries < RETRIES => {
@@ -170,12 +202,34 @@ impl Worker {
         }
     }
 
+    /// Which of its partitions a chunk moves, and where to.
+    fn moves(&self, read_to: &ReadTo, epoch: Epoch) -> BTreeMap<i16, Checkpoint> {
+        let to = |partition: i16, at: &Checkpoint| match read_to {
+            ReadTo::Position(position) => (*position > at.position).then_some((*position, None)),
+            // A record that says nothing new still tells from where to read on.
+            ReadTo::Records(records) => records
+                .get(&partition)
+                .map(|&(position, offset)| {
+                    (position.max(at.position), (position >= at.position).then_some(offset))
+                })
+                .filter(|&(position, offset)| {
+                    position > at.position || (offset.is_some() && offset > at.offset)
+                }),
+        };
+        self.checkpoints
+            .iter()
+            .filter_map(|(&partition, at)| {
+                let (position, offset) = to(partition, at)?;
+                Some((partition, Checkpoint { epoch, position, offset }))
+            })
+            .collect()
+    }
+
     /// One try. `isolate`: look for the culprit and park it, instead of failing. Returns the keys parked now.
     async fn commit(
         &mut self,
         batch: &Batch<'_>,
-        read_to: Position,
-        epoch: Epoch,
+        moves: &BTreeMap<i16, Checkpoint>,
         isolate: bool,
     ) -> Result<HashSet<Uuid>, Failed> {
         let Self { target, connection, checkpoints, publishes, .. } = self;
@@ -184,19 +238,21 @@ impl Worker {
         let mut transaction = connection.begin().await?;
         // Locks, compares and moves in one statement: a row that does not stand where this worker left it stays.
         let moved = sqlx::query(
-            "UPDATE views.checkpoints c SET position = GREATEST(c.position, $5), epoch = $6 \
-             FROM unnest($3::smallint[], $4::bigint[]) AS mine (partition, position) \
-             WHERE c.name = $1 AND c.instance = $2 AND c.partition = mine.partition AND c.position = mine.position",
+            "UPDATE views.checkpoints c SET position = move.towards, epoch = move.epoch, source_offset = move.source_offset \
+             FROM unnest($3::smallint[], $4::bigint[], $5::bigint[], $6::int[], $7::bigint[]) \
+               AS move (partition, position, towards, epoch, source_offset) \
+             WHERE c.name = $1 AND c.instance = $2 AND c.partition = move.partition AND c.position = move.position",
         )
         .bind(name)
         .bind(instance)
-        .bind(checkpoints.keys().copied().collect::<Vec<_>>())
-        .bind(checkpoints.values().copied().collect::<Vec<_>>())
-        .bind(read_to)
-        .bind(epoch)
+        .bind(moves.keys().copied().collect::<Vec<_>>())
+        .bind(moves.keys().filter_map(|partition| Some(checkpoints.get(partition)?.position)).collect::<Vec<_>>())
+        .bind(moves.values().map(|to| to.position).collect::<Vec<_>>())
+        .bind(moves.values().map(|to| to.epoch).collect::<Vec<_>>())
+        .bind(moves.values().map(|to| to.offset).collect::<Vec<_>>())
         .execute(&mut *transaction)
         .await?;
-        if moved.rows_affected() != checkpoints.len() as u64 {
+        if moved.rows_affected() != moves.len() as u64 {
             return Err(Failed::Other(ProjectorError::Moved(format!("{name} instance {instance}"))));
         }
         let mut parking: Vec<Parking<'_>> = batch.bad.clone();
@@ -215,6 +271,31 @@ impl Worker {
         }
         transaction.commit().await?;
         Ok(parking.iter().map(|parking| parking.key).collect())
+    }
+
+    /// Writes down records of the topic that are no events.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn note_strays(&mut self, strays: &[(i16, Stray)]) -> Result<(), ProjectorError> {
+        if strays.is_empty() {
+            return Ok(());
+        }
+        for (partition, Stray { offset, error }) in strays {
+            tracing::error!(target = ?self.target, partition, offset, error, "a record in the topic is no event, passing over it");
+        }
+        sqlx::query(
+            "INSERT INTO views.strays (name, instance, partition, \"offset\", error) \
+             SELECT $1, $2, * FROM unnest($3::smallint[], $4::bigint[], $5::text[]) ON CONFLICT DO NOTHING",
+        )
+        .bind(self.target.projection.name())
+        .bind(self.target.instance)
+        .bind(strays.iter().map(|(partition, _)| *partition).collect::<Vec<_>>())
+        .bind(strays.iter().map(|(_, stray)| stray.offset).collect::<Vec<_>>())
+        .bind(strays.iter().map(|(_, stray)| stray.error.as_str()).collect::<Vec<_>>())
+        .execute(&mut self.connection)
+        .await?;
+        Ok(())
     }
 
     /// Tries what is parked once more, in order: a newer program may understand it.

@@ -67,24 +67,31 @@ pub(crate) struct Standing {
     verified: AtomicU64,
     /// The number of the newest change that has been taken in.
     seen: AtomicI64,
+    /// How often the feed was lost.
+    losses: AtomicU64,
 }
 
 /// The newest change that was known when a read began: what the read must have seen at least.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Seen(i64);
+pub(crate) struct Seen<'a> {
+    number: i64,
+    losses: u64,
+    standing: &'a Standing,
+}
 
-impl Seen {
+impl Seen<'_> {
     /// Compares it with the number that the read found, in the snapshot of its rows. A lower one means that the views'
     /// database has crashed and lost its last commits, which did not wait for the disk, or that another one has taken
-    /// its place: where the views were known to stand is not true of it.
+    /// its place: where the views were known to stand is not true of it. The number alone may have been passed again by
+    /// other views; so it counts, too, whether the feed was lost meanwhile.
     ///
     /// # Errors
     /// 503 `view-behind`: they will be fed again.
     pub(crate) fn check(self, found: i64) -> Result<(), Problem> {
-        if found >= self.0 {
+        if found >= self.number && self.losses == self.standing.losses.load(Ordering::Acquire) {
             return Ok(());
         }
-        tracing::warn!(found, seen = self.0, "the views were thrown back behind what was known of them");
+        tracing::warn!(found, seen = self.number, "the views were thrown back behind what was known of them");
         Err(Problem::new(&problem::VIEW_BEHIND, "the views were thrown back, and are catching up")
             .with_retry_after(1))
     }
@@ -97,6 +104,7 @@ impl Default for Standing {
             begun: Instant::now(),
             verified: AtomicU64::new(0),
             seen: AtomicI64::new(0),
+            losses: AtomicU64::new(0),
         }
     }
 }
@@ -108,8 +116,23 @@ impl Standing {
     }
 
     /// To be asked for before a read, and compared with what it found.
-    pub(crate) fn seen(&self) -> Seen {
-        Seen(self.seen.load(Ordering::Acquire))
+    pub(crate) fn seen(&self) -> Seen<'_> {
+        Seen {
+            losses: self.losses.load(Ordering::Acquire),
+            number: self.seen.load(Ordering::Acquire),
+            standing: self,
+        }
+    }
+
+    /// The feed is lost, and with it the knowledge of how far the views are: the server may come back having lost its
+    /// last commits. Who waits for a position waits until a feed says anew where they stand.
+    fn lose(&self) {
+        self.losses.fetch_add(1, Ordering::AcqRel);
+        self.views.send_modify(|views| {
+            for stands in views {
+                (stands.epoch, stands.position) = (0, 0);
+            }
+        });
     }
 
     /// Follows all of them.
@@ -138,6 +161,7 @@ pub(crate) async fn follow(state: QueryState, options: PgConnectOptions, stop: C
             ended = listen(&state, &pool) => ended,
         };
         if let Err(error) = ended {
+            state.0.standing.lose();
             tracing::warn!(%error, "cannot follow the views, trying again");
         }
         tokio::time::timeout(POLL, stop.cancelled()).await.ok();

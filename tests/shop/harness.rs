@@ -68,22 +68,35 @@ impl Postgres {
 
     /// Starts the server, waiting out recovery.
     pub(crate) async fn launch(&self) {
+        let url = self.url("postgres");
+        until("PostgreSQL starts", async || {
+            let ended = match self.server.lock().unwrap().as_mut() {
+                Some(server) => server.try_wait().unwrap().is_some(),
+                None => true,
+            };
+            if ended {
+                // Also when it did not start because processes of the killed one were not quite gone.
+                *self.server.lock().unwrap() = Some(self.spawn());
+            }
+            PgConnection::connect(&url).await.ok()
+        })
+        .await;
+    }
+
+    fn spawn(&self) -> std::process::Child {
         use std::os::unix::process::CommandExt;
         let mut command = server_program("postgres", self.folder.path());
         command.arg("-D").arg(self.folder.path().join("data")).arg("-k").arg(self.folder.path());
         for setting in ["listen_addresses=", "max_connections=200", "shared_buffers=64MB", "fsync=on"] {
             command.args(["-c", setting]);
         }
-        let server = command
+        command
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .unwrap();
-        *self.server.lock().unwrap() = Some(server);
-        let url = self.url("postgres");
-        until("PostgreSQL starts", async || PgConnection::connect(&url).await.ok()).await;
+            .unwrap()
     }
 
     /// kill -9 of the server and all its processes.
@@ -176,6 +189,11 @@ pub(crate) struct Shop {
 pub(crate) const CUSTOMER: &str = "0190b6a2-8c5e-7c11-b0de-1f0e9a7b0c01";
 const SECRET: &str = "a secret of the tests, 32 bytes or more";
 
+/// A port that nobody listens on.
+pub(crate) fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 /// `tidemark` with the tests' secret.
 pub(crate) fn tidemark() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tidemark"));
@@ -212,11 +230,23 @@ impl Shop {
     /// On a database that is there.
     pub(crate) async fn on(url: &str) -> Self {
         let data = Arc::new(folder());
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let dir = data.path().to_str().unwrap().to_owned();
+        Self::launch("up", url, data, &[("DATABASE_URL", url), ("TIDEMARK_DATA_DIR", &dir)]).await
+    }
+
+    /// One part of it as a process of its own.
+    pub(crate) async fn part(name: &str, log: &str, settings: &[(&str, &str)]) -> Self {
+        let data = Arc::new(folder());
+        let dir = data.path().to_str().unwrap().to_owned();
+        let settings = [&[("TIDEMARK_LOG_URL", log), ("TIDEMARK_DATA_DIR", dir.as_str())], settings].concat();
+        Self::launch(name, log, data, &settings).await
+    }
+
+    async fn launch(name: &str, url: &str, data: Arc<TempDir>, settings: &[(&str, &str)]) -> Self {
+        let port = free_port();
         let process = tidemark()
-            .args(["up", "--listen", &format!("127.0.0.1:{port}"), "--data-dir"])
-            .arg(data.path())
-            .env("DATABASE_URL", url)
+            .args([name, "--listen", &format!("127.0.0.1:{port}")])
+            .envs(settings.iter().copied())
             .spawn()
             .unwrap();
         let shop = Self {

@@ -4,9 +4,11 @@
 
 mod access;
 mod bad_input;
+mod broker;
 mod faults;
 mod harness;
 mod import;
+mod kafka;
 mod lifecycle;
 mod log;
 mod orders;

@@ -12,7 +12,7 @@ use tidemark_command::testing::{
 use tidemark_events::log::{Log, connect_options};
 use tidemark_events::{Metadata, RecordedEvent};
 use tidemark_projector::supervisor::ensure_live;
-use tidemark_projector::worker::{Chunk, Target, Worker, connect, partitions_of};
+use tidemark_projector::worker::{Chunk, ReadTo, Target, Worker, connect, partitions_of};
 use tidemark_projector::{ProjectorError, all, find};
 use uuid::Uuid;
 
@@ -95,7 +95,14 @@ impl Views {
                         && event.position <= read_to
                         && categories.contains(&event.category.as_ref())
                 });
-                worker.take(Chunk { events: batch.cloned().collect(), read_to, epoch: 1 }).await.unwrap();
+                worker
+                    .take(Chunk {
+                        events: batch.cloned().collect(),
+                        read_to: ReadTo::Position(read_to),
+                        epoch: 1,
+                    })
+                    .await
+                    .unwrap();
                 from = read_to;
             }
         }
@@ -227,7 +234,7 @@ async fn a_worker_that_slept_finds_its_checkpoint_moved_and_stops() {
     let events = recorded(&[stock(LAMP).received(10), stock(LAMP).received(5)].concat());
     let mut asleep = views.worker("stock", 0, 1).await;
     views.apply("stock", &events, &[], 1).await;
-    let late = asleep.take(Chunk { events: events.clone(), read_to: 2, epoch: 1 }).await;
+    let late = asleep.take(Chunk { events: events.clone(), read_to: ReadTo::Position(2), epoch: 1 }).await;
     assert!(matches!(late, Err(ProjectorError::Moved(_))), "{late:?}");
     assert_eq!(views.rows("stock").await[0]["available"], 15, "and nothing counts twice");
     // Begun anew from where it stands, it skips what is done.

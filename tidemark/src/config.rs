@@ -5,7 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use tidemark_command::WriterConfig;
 use tidemark_http::Role;
+use tidemark_kafka::KafkaConfig;
+use tidemark_projector::ProjectorConfig;
+use tidemark_query::QueryConfig;
 use uuid::Uuid;
 
 /// Tidemark: an event-sourced CQRS commerce backend.
@@ -13,13 +17,19 @@ use uuid::Uuid;
 #[command(version, about)]
 pub(crate) struct Cli {
     #[command(subcommand)]
-    pub(crate) command: Command,
+    pub(crate) action: Action,
 }
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum Command {
+pub(crate) enum Action {
     /// Runs the whole shop in one process: commands, projections, queries.
     Up(UpOptions),
+    /// Takes commands, appends to the log, and publishes it to Kafka.
+    Command(CommandOptions),
+    /// Folds the log into the views.
+    Projector(ProjectorOptions),
+    /// Serves the views.
+    Query(QueryOptions),
     /// Prints an access token for development.
     Token(TokenOptions),
     /// Prints the log, one event a line (NDJSON).
@@ -49,33 +59,176 @@ pub(crate) struct TokenKeyOptions {
     pub(crate) token_secret: Option<String>,
 }
 
+/// Where a process listens, and how much it takes on.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct UpOptions {
+pub(crate) struct ServeOptions {
     /// Address to listen on
     #[arg(long, env = "TIDEMARK_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:8080")]
     pub(crate) listen: SocketAddr,
-    #[command(flatten)]
-    pub(crate) data: DataOptions,
-    #[command(flatten)]
-    pub(crate) key: TokenKeyOptions,
-    /// Commands that may wait for the log; one more is answered 503
-    #[arg(long, env = "TIDEMARK_QUEUE_COMMANDS", value_name = "N", default_value_t = 4_096, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    pub(crate) queue_commands: u32,
-    /// MiB of states that the writer keeps in memory
-    #[arg(long, env = "TIDEMARK_STATE_MIB", value_name = "MIB", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=65_536))]
-    pub(crate) state_mib: u32,
-    /// MiB of ready bodies kept in memory
-    #[arg(long, env = "TIDEMARK_CACHE_MIB", value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
-    pub(crate) cache_mib: u32,
-    /// Workers of each projection
-    #[arg(long, env = "TIDEMARK_PROJECTOR_WORKERS", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(i16).range(1..=8))]
-    pub(crate) projector_workers: i16,
     /// Connections that are open at once
     #[arg(long, env = "TIDEMARK_MAX_CONNECTIONS", value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) max_connections: u32,
     /// Requests that are worked on at once; one more is answered 503
     #[arg(long, env = "TIDEMARK_MAX_REQUESTS", value_name = "N", default_value_t = 4_096, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) max_requests: u32,
+}
+
+/// Bounds of the writer.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct WriterOptions {
+    /// Commands that may wait for the log; one more is answered 503
+    #[arg(long, env = "TIDEMARK_QUEUE_COMMANDS", value_name = "N", default_value_t = 4_096, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    queue_commands: u32,
+    /// MiB of states that the writer keeps in memory
+    #[arg(long, env = "TIDEMARK_STATE_MIB", value_name = "MIB", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    state_mib: u32,
+}
+
+impl WriterOptions {
+    pub(crate) fn config(&self) -> WriterConfig {
+        WriterConfig {
+            queue_commands: usize::try_from(self.queue_commands).unwrap_or(usize::MAX),
+            state_bytes: mebibytes(self.state_mib),
+            ..WriterConfig::default()
+        }
+    }
+}
+
+/// Bounds of the projections.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ProjectionOptions {
+    /// Workers of each projection
+    #[arg(long, env = "TIDEMARK_PROJECTOR_WORKERS", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(i16).range(1..=8))]
+    projector_workers: i16,
+}
+
+impl ProjectionOptions {
+    pub(crate) fn config(&self) -> ProjectorConfig {
+        ProjectorConfig { workers: self.projector_workers, ..ProjectorConfig::default() }
+    }
+}
+
+/// Bounds of the process's cache.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CacheOptions {
+    /// MiB of ready bodies kept in memory
+    #[arg(long, env = "TIDEMARK_CACHE_MIB", value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    cache_mib: u32,
+}
+
+impl CacheOptions {
+    pub(crate) fn config(&self) -> QueryConfig {
+        QueryConfig { cache_bytes: mebibytes(self.cache_mib) as u64, ..QueryConfig::default() }
+    }
+}
+
+fn mebibytes(count: u32) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX).saturating_mul(1024 * 1024)
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct UpOptions {
+    #[command(flatten)]
+    pub(crate) serve: ServeOptions,
+    #[command(flatten)]
+    pub(crate) data: DataOptions,
+    #[command(flatten)]
+    pub(crate) key: TokenKeyOptions,
+    #[command(flatten)]
+    pub(crate) writer: WriterOptions,
+    #[command(flatten)]
+    pub(crate) cache: CacheOptions,
+    #[command(flatten)]
+    pub(crate) projector: ProjectionOptions,
+}
+
+/// The log's database, of processes that share it.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LogOptions {
+    /// The PostgreSQL of the log
+    #[arg(long, env = "TIDEMARK_LOG_URL", value_name = "URL", hide_env_values = true)]
+    pub(crate) log_url: String,
+}
+
+/// The views' database, of processes that share it.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ViewsOptions {
+    /// The PostgreSQL of the views
+    #[arg(long, env = "TIDEMARK_VIEWS_URL", value_name = "URL", hide_env_values = true)]
+    pub(crate) views_url: String,
+}
+
+/// Kafka, if the log is published there.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct KafkaOptions {
+    /// Kafka's brokers, host:port with commas between [default: none, events come from the log]
+    #[arg(long, env = "TIDEMARK_KAFKA_BROKERS", value_name = "ADDR")]
+    kafka_brokers: Option<String>,
+    /// The topic of the events
+    #[arg(long, env = "TIDEMARK_KAFKA_TOPIC", value_name = "NAME", default_value = "tidemark")]
+    kafka_topic: String,
+    /// What names of consumer groups begin with; projectors of another views' database need another
+    #[arg(long, env = "TIDEMARK_KAFKA_GROUP", value_name = "NAME", default_value = "tidemark")]
+    kafka_group: String,
+}
+
+impl KafkaOptions {
+    pub(crate) fn config(&self) -> Option<KafkaConfig> {
+        let brokers = self.kafka_brokers.clone()?;
+        Some(KafkaConfig { brokers, topic: self.kafka_topic.clone(), group: self.kafka_group.clone() })
+    }
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CommandOptions {
+    #[command(flatten)]
+    pub(crate) serve: ServeOptions,
+    #[command(flatten)]
+    pub(crate) log: LogOptions,
+    #[command(flatten)]
+    pub(crate) kafka: KafkaOptions,
+    #[command(flatten)]
+    pub(crate) key: KeyOptions,
+    #[command(flatten)]
+    pub(crate) writer: WriterOptions,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ProjectorOptions {
+    #[command(flatten)]
+    pub(crate) serve: ServeOptions,
+    #[command(flatten)]
+    pub(crate) log: LogOptions,
+    #[command(flatten)]
+    pub(crate) views: ViewsOptions,
+    #[command(flatten)]
+    pub(crate) kafka: KafkaOptions,
+    #[command(flatten)]
+    pub(crate) projector: ProjectionOptions,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct QueryOptions {
+    #[command(flatten)]
+    pub(crate) serve: ServeOptions,
+    #[command(flatten)]
+    pub(crate) log: LogOptions,
+    #[command(flatten)]
+    pub(crate) views: ViewsOptions,
+    #[command(flatten)]
+    pub(crate) key: KeyOptions,
+    #[command(flatten)]
+    pub(crate) cache: CacheOptions,
+}
+
+/// The key of the tokens, of processes that share it.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct KeyOptions {
+    /// Directory of the EdDSA key
+    #[arg(long, env = "TIDEMARK_DATA_DIR", value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) key: TokenKeyOptions,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -51,15 +51,8 @@ impl Database {
         let data_dir = data_dir(options.data_dir.as_deref())?;
         match &options.database_url {
             Some(url) => {
-                let wrong =
-                    "DATABASE_URL is no URL of a PostgreSQL, like postgres://user:password@host/database";
-                let options = ["postgres://", "postgresql://"]
-                    .iter()
-                    .any(|scheme| url.starts_with(scheme))
-                    .then(|| log::connect_options(url).ok())
-                    .flatten()
-                    .ok_or_else(|| Failure::Configuration(wrong.to_owned()))?;
-                wait_for(&options).await;
+                let options = url_options("DATABASE_URL", url)?;
+                wait_for("DATABASE_URL", &options).await;
                 Ok(Self { options, data_dir, cluster: None })
             }
             None => {
@@ -72,11 +65,7 @@ impl Database {
 
     /// A pool for the log.
     pub(crate) fn pool(&self, connections: u32) -> PgPool {
-        PgPoolOptions::new()
-            .max_connections(connections)
-            .acquire_timeout(Duration::from_secs(5))
-            .test_before_acquire(false)
-            .connect_lazy_with(self.options.clone().application_name("tidemark log"))
+        pool(&self.options, connections)
     }
 
     /// Brings both schemas up to date and opens the log.
@@ -98,10 +87,33 @@ impl Database {
     }
 }
 
+/// A pool for reading the log.
+pub(crate) fn pool(options: &PgConnectOptions, connections: u32) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(Duration::from_secs(5))
+        .test_before_acquire(false)
+        .connect_lazy_with(options.clone().application_name("tidemark log"))
+}
+
+/// The options of a URL that `variable` holds. It may carry a password: the message does not repeat it.
+pub(crate) fn url_options(variable: &str, url: &str) -> Result<PgConnectOptions, Failure> {
+    ["postgres://", "postgresql://"]
+        .iter()
+        .any(|scheme| url.starts_with(scheme))
+        .then(|| log::connect_options(url).ok())
+        .flatten()
+        .ok_or_else(|| {
+            Failure::Configuration(format!(
+                "{variable} is no URL of a PostgreSQL, like postgres://user:password@host/database"
+            ))
+        })
+}
+
 /// A database from outside may come up later than this process.
-async fn wait_for(options: &PgConnectOptions) {
+pub(crate) async fn wait_for(variable: &str, options: &PgConnectOptions) {
     while let Err(error) = options.connect().await {
-        tracing::warn!(%error, "the database of DATABASE_URL does not answer, trying again");
+        tracing::warn!(%error, "the database of {variable} does not answer, trying again");
         tokio::time::sleep(TRY_AGAIN_AFTER).await;
     }
 }

@@ -7,8 +7,10 @@ mod config;
 mod database;
 mod import;
 mod keys;
+mod processes;
 mod rebuild;
 mod replay;
+mod service;
 mod token;
 mod up;
 
@@ -16,7 +18,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
-use config::{Cli, Command};
+use config::{Action, Cli};
 use tracing_subscriber::EnvFilter;
 
 #[global_allocator]
@@ -69,12 +71,15 @@ fn main() -> ExitCode {
         }
     };
     let outcome = runtime.block_on(async {
-        match cli.command {
-            Command::Up(options) => up::run(options).await,
-            Command::Token(options) => token::run(&options),
-            Command::Replay(options) => replay::run(options).await,
-            Command::Rebuild(options) => rebuild::run(options).await,
-            Command::Import(options) => import::run(options).await,
+        match cli.action {
+            Action::Up(options) => up::run(options).await,
+            Action::Command(options) => processes::command(options).await,
+            Action::Projector(options) => processes::projector(options).await,
+            Action::Query(options) => processes::query(options).await,
+            Action::Token(options) => token::run(&options),
+            Action::Replay(options) => replay::run(options).await,
+            Action::Rebuild(options) => rebuild::run(options).await,
+            Action::Import(options) => import::run(options).await,
         }
     });
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));

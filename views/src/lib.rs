@@ -10,6 +10,8 @@ pub mod feed;
 pub mod instance;
 pub mod resource;
 
+pub use tidemark_events::partition::{PARTITIONS, partition_of};
+
 use sqlx::PgPool;
 use sqlx::migrate::Migrator;
 
@@ -19,9 +21,6 @@ pub const PRODUCTS: &str = "products";
 pub const STOCK: &str = "stock";
 /// The projection of the orders.
 pub const ORDERS: &str = "orders";
-
-/// How many partitions by key every projection has; each has a checkpoint of its own.
-pub const PARTITIONS: i16 = 8;
 
 /// What can go wrong with the views.
 #[derive(Debug, thiserror::Error)]
@@ -47,11 +46,4 @@ pub async fn migrate(pool: &PgPool) -> Result<(), ViewError> {
     migrator.dangerous_set_table_name("views.migrations");
     migrator.run(pool).await?;
     Ok(())
-}
-
-/// The partition that a key belongs to.
-#[must_use]
-pub fn partition_of(key: uuid::Uuid) -> i16 {
-    // The last bits of a UUID of version 5 or 7 are evenly spread.
-    i16::from(key.as_bytes()[15]) % PARTITIONS
 }

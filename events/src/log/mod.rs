@@ -9,12 +9,14 @@
 //! | [`snapshots`] | folded states that make long streams quick to load |
 //! | [`partitions`] | tables made ahead of need |
 //! | [`wake`] | tells readers that the log has grown |
+//! | [`lease`] | what only one process may do at a time |
 //!
 //! A writer holds the row `log.head` from before its decision until its commit. Positions therefore become
 //! visible in order and a rollback leaves no hole: whoever asks for `position > n` can never skip an event.
 
 pub mod answers;
 pub mod append;
+pub mod lease;
 pub mod load;
 pub mod partitions;
 pub mod read;
@@ -31,6 +33,7 @@ use sqlx::{PgPool, Row};
 
 pub use answers::{NewAnswer, StoredAnswer};
 pub use append::{Batch, Locked, NewEvent, Outcome, Swift, WriterConnection};
+pub use lease::Lease;
 pub use load::Loaded;
 pub use read::{Filter, Page};
 pub use snapshots::Snapshot;

@@ -24,7 +24,7 @@ use tidemark_command::writer::Rendered;
 use tidemark_command::{Answer, Command, CommandError, Rejection, Request, Writer, WriterConfig};
 use tidemark_events::log::Log;
 use tidemark_events::{Currency, Metadata, Money};
-use tidemark_projector::{ProjectorConfig, Supervisor};
+use tidemark_projector::{Feed, ProjectorConfig, Supervisor};
 use tidemark_views::instance::{self, State};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -75,8 +75,15 @@ async fn import(database: &Database, products: &Path, lines: &Path, report: &Pat
     let (writer, writing) =
         Writer::spawn(log.clone(), database.options.clone(), WriterConfig::default(), writer_stop.clone());
     // Stands by where a running shop feeds its views itself.
-    let projecting =
-        Supervisor::spawn(log.clone(), database.options.clone(), ProjectorConfig::default(), stop.clone());
+    let projecting = Supervisor::spawn(
+        Feed {
+            log: log.clone(),
+            kafka: None,
+            views: database.options.clone(),
+            config: ProjectorConfig::default(),
+        },
+        stop.clone(),
+    );
     let mut run =
         Run { writer, refused: Refused::create(report)?, sold: HashMap::new(), taken: HashSet::new() };
     let done = run.all(database, &log, products, lines).await;

@@ -1,0 +1,347 @@
+//! The log to Kafka: every event once, in the order of the log, by one process at a time.
+//!
+//! Leadership is a lease in the log's database. Who gets it makes a producer under the one transactional id, which ends
+//! whatever a predecessor had begun and fences it for good, and reads from Kafka where the last committed transaction
+//! came to. From there it reads the log and writes one transaction a page: the events, a watermark in every partition,
+//! and the new place. All of it becomes visible or none, so nothing is lost and nothing repeated, whenever it is
+//! killed.
+//!
+//! Kafka's calls block, and some have been seen not to return (librdkafka #5456): the producer lives on a thread of its
+//! own, and one that does not answer in time is given up, lease and all; the next producer fences it.
+
+use std::sync::mpsc as thread_channel;
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientConfig;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use tidemark_events::log::{Filter, Head, Lease, Log};
+use tidemark_events::partition::{PARTITIONS, partition_of};
+use tidemark_events::{Position, RecordedEvent};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::{KafkaConfig, Quiet, StreamError, record, topic};
+
+/// The lease on publishing. Whoever is killed or paused is followed within this time and one [`ASK_AGAIN`].
+const LEASE: &str = "publisher";
+const LEASE_HOLDS: Duration = Duration::from_millis(1_500);
+
+/// How often the lease is asked for by those who do not have it, and renewed by the one who has.
+const ASK_AGAIN: Duration = Duration::from_millis(300);
+
+/// How long after a failure publishing is tried anew.
+const AGAIN_AFTER: Duration = Duration::from_millis(500);
+
+/// Events of one transaction.
+const AT_ONCE: usize = 10_000;
+
+/// How long a transaction may take in all. Beyond that its producer is given up.
+const TRANSACTION_WITHIN: Duration = Duration::from_secs(20);
+
+/// Starts publishing, whenever this process has the lease, until `stop`.
+#[must_use]
+pub fn spawn(log: Log, config: KafkaConfig, stop: CancellationToken) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let lease = Lease::new(log.clone(), LEASE, LEASE_HOLDS);
+        let mut last_error = String::new();
+        while !stop.is_cancelled() {
+            let pause = match lease.take().await {
+                Ok(false) => ASK_AGAIN,
+                Ok(true) => {
+                    metrics::gauge!("tidemark_publisher_leads").set(1.0);
+                    let ended = lead(&log, &config, &lease, &stop).await;
+                    metrics::gauge!("tidemark_publisher_leads").set(0.0);
+                    lease.give_back().await.ok();
+                    match ended {
+                        Ok(()) => ASK_AGAIN,
+                        Err(error) => {
+                            metrics::counter!("tidemark_publisher_failures_total").increment(1);
+                            // Kafka may be away for long: the same line once, not twice a second.
+                            let text = error.to_string();
+                            if text != last_error {
+                                tracing::warn!(%error, "publishing has stopped, trying again until it goes on");
+                                last_error = text;
+                            }
+                            AGAIN_AFTER
+                        }
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "cannot ask for the lease on publishing");
+                    AGAIN_AFTER
+                }
+            };
+            tokio::time::timeout(pause, stop.cancelled()).await.ok();
+        }
+    })
+}
+
+/// Publishes as long as the lease holds.
+async fn lead(
+    log: &Log,
+    config: &KafkaConfig,
+    lease: &Lease,
+    stop: &CancellationToken,
+) -> Result<(), StreamError> {
+    let lost = CancellationToken::new();
+    let keeping = tokio::spawn(keep(lease.clone(), lost.clone(), stop.clone()));
+    let ended = tokio::select! {
+        ended = publish(log, config, stop) => ended,
+        () = lost.cancelled() => {
+            tracing::warn!("the lease on publishing is lost, another process goes on");
+            Ok(())
+        }
+    };
+    keeping.abort();
+    ended
+}
+
+/// Renews the lease; says so when it cannot be renewed before it ends.
+async fn keep(lease: Lease, lost: CancellationToken, stop: CancellationToken) {
+    let mut until = Instant::now() + lease.holds_for();
+    while !stop.is_cancelled() {
+        tokio::time::sleep(ASK_AGAIN).await;
+        let asked = Instant::now();
+        match tokio::time::timeout_at(until.into(), lease.take()).await {
+            Ok(Ok(true)) => until = asked + lease.holds_for(),
+            Ok(Ok(false)) => break,
+            _ if Instant::now() >= until => break,
+            _ => {}
+        }
+    }
+    lost.cancel();
+}
+
+async fn publish(log: &Log, config: &KafkaConfig, stop: &CancellationToken) -> Result<(), StreamError> {
+    topic::ensure(config).await?;
+    let (transactions, opened) = start_producer(config.clone())?;
+    let place = answer("beginning to publish", opened).await?;
+    let Head { mut epoch, mut position } = place;
+    tracing::info!(topic = config.topic, position, "publishing the log");
+    let published = metrics::counter!("tidemark_publisher_events_total");
+    let lag = metrics::histogram!("tidemark_publisher_lag_seconds");
+    let mut wake = log.wake();
+    let mut under_way: Option<(oneshot::Receiver<Result<(), StreamError>>, Written)> = None;
+    loop {
+        let head = *wake.borrow_and_update();
+        report(head, position);
+        if head.epoch > epoch {
+            position = fork(log, Head { epoch, position }).await?;
+            epoch = head.epoch;
+        }
+        if head.position > position {
+            // The next page is read while the one before is being written.
+            let page = log.read(position, head.position, &Filter::default(), AT_ONCE).await?;
+            if page.epoch > epoch {
+                log.committed(Head { epoch: page.epoch, position: page.read_to });
+                continue;
+            }
+            if page.read_to > position {
+                position = page.read_to;
+                let written = Written {
+                    count: page.events.len() as u64,
+                    oldest: page.events.first().map(|event| event.recorded_at),
+                };
+                let to = Head { epoch: page.epoch, position };
+                let (reply, done) = oneshot::channel();
+                if let Some((before, what)) = under_way.take() {
+                    answer("a transaction", before).await?;
+                    what.count_in(&published, &lag);
+                }
+                if transactions.send(Transaction { events: page.events, to, reply }).is_err() {
+                    return Err(StreamError::Topic("the producer's thread has ended".to_owned()));
+                }
+                under_way = Some((done, written));
+                continue;
+            }
+        }
+        if let Some((before, what)) = under_way.take() {
+            answer("a transaction", before).await?;
+            what.count_in(&published, &lag);
+            continue;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            changed = wake.changed() => if changed.is_err() { return Ok(()) },
+        }
+    }
+}
+
+struct Written {
+    count: u64,
+    oldest: Option<chrono::DateTime<chrono::Utc>>,
+}
+
+impl Written {
+    fn count_in(&self, published: &metrics::Counter, lag: &metrics::Histogram) {
+        published.increment(self.count);
+        if let Some(oldest) = self.oldest {
+            lag.record((chrono::Utc::now() - oldest).as_seconds_f64());
+        }
+    }
+}
+
+fn report(head: Head, position: Position) {
+    #[expect(clippy::cast_precision_loss, reason = "gauges for people; exact below 2^53")]
+    {
+        metrics::gauge!("tidemark_publisher_position").set(position as f64);
+        metrics::gauge!("tidemark_publisher_lag_events").set((head.position - position).max(0) as f64);
+    }
+}
+
+/// From where to publish a newer epoch, when the topic stands at `place`: there, or, if the log has lost its end since,
+/// from where the newer epoch forks.
+async fn fork(log: &Log, place: Head) -> Result<Position, StreamError> {
+    let end = log.epoch_end(place.epoch).await?;
+    if let Some(end) = end.filter(|&end| end < place.position) {
+        tracing::warn!(
+            at = place.position,
+            from = end + 1,
+            epoch = place.epoch,
+            "the log has lost its end since it was published: publishing the new epoch from its fork"
+        );
+        return Ok(end);
+    }
+    Ok(place.position)
+}
+
+async fn answer<T>(
+    what: &'static str,
+    done: oneshot::Receiver<Result<T, StreamError>>,
+) -> Result<T, StreamError> {
+    match tokio::time::timeout(TRANSACTION_WITHIN, done).await {
+        Ok(Ok(done)) => done,
+        Ok(Err(_ended)) => Err(StreamError::Topic(format!("{what}: the producer's thread has ended"))),
+        Err(_elapsed) => Err(StreamError::Stuck(what, TRANSACTION_WITHIN)),
+    }
+}
+
+/// A page of the log to be written.
+struct Transaction {
+    events: Vec<RecordedEvent>,
+    /// Everything up to here is in it or before it.
+    to: Head,
+    reply: oneshot::Sender<Result<(), StreamError>>,
+}
+
+type Opened = oneshot::Receiver<Result<Head, StreamError>>;
+
+/// The producer on its thread, which ends when nothing more can come, or with the first error.
+fn start_producer(
+    config: KafkaConfig,
+) -> Result<(thread_channel::SyncSender<Transaction>, Opened), StreamError> {
+    let (sender, transactions) = thread_channel::sync_channel::<Transaction>(1);
+    let (opened, opening) = oneshot::channel();
+    let run = move || {
+        let producer = match open(&config) {
+            Ok((producer, place)) => {
+                opened.send(Ok(place)).ok();
+                producer
+            }
+            Err(error) => {
+                opened.send(Err(error)).ok();
+                return;
+            }
+        };
+        while let Ok(transaction) = transactions.recv() {
+            let written = write(&producer, &config, &transaction);
+            let failed = written.is_err();
+            transaction.reply.send(written).ok();
+            if failed {
+                // What was begun is ended by the next producer: there is nothing to wait for here.
+                return;
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("publisher".to_owned())
+        .spawn(run)
+        .map_err(|error| StreamError::Topic(format!("cannot start the producer's thread: {error}")))?;
+    Ok((sender, opening))
+}
+
+fn open(config: &KafkaConfig) -> Result<(BaseProducer<Quiet>, Head), StreamError> {
+    let mut client: ClientConfig = config.client("tidemark-publisher");
+    let producer: BaseProducer<Quiet> = client
+        .set("transactional.id", format!("tidemark-publisher-{}", config.topic))
+        // Short, so that readers of what is committed do not wait long behind one that was killed.
+        .set("transaction.timeout.ms", "10000")
+        .set("message.timeout.ms", "5000")
+        .set("linger.ms", "5")
+        .set("batch.num.messages", "10000")
+        .set("batch.size", "1000000")
+        .set("queue.buffering.max.messages", "100000")
+        .set("queue.buffering.max.kbytes", "65536")
+        .set("compression.type", "lz4")
+        .create_with_context(Quiet)?;
+    producer.init_transactions(topic::ASK_WITHIN * 2).map_err(named)?;
+    let place = topic::place(config)?;
+    Ok((producer, place))
+}
+
+fn write(
+    producer: &BaseProducer<Quiet>,
+    config: &KafkaConfig,
+    transaction: &Transaction,
+) -> Result<(), StreamError> {
+    let Transaction { events, to, .. } = transaction;
+    producer.begin_transaction().map_err(named)?;
+    for event in events {
+        let key = event.partition_key.hyphenated().to_string();
+        let made = BaseRecord::to(&config.topic)
+            .key(key.as_str())
+            .payload(&*event.payload)
+            .partition(i32::from(partition_of(event.partition_key)))
+            .timestamp(event.recorded_at.timestamp_millis())
+            .headers(record::headers(to.epoch, event));
+        send(producer, made)?;
+    }
+    let now = chrono::Utc::now();
+    for partition in 0..PARTITIONS {
+        let made = BaseRecord::<str, str>::to(&config.topic)
+            .payload(record::NOTHING)
+            .partition(i32::from(partition))
+            .headers(record::watermark(*to, now));
+        send(producer, made)?;
+    }
+    let (place_topic, place) = (config.place_topic(), topic::place_text(*to));
+    send(producer, BaseRecord::to(&place_topic).key("publisher").payload(place.as_str()).partition(0))?;
+    producer.flush(TRANSACTION_WITHIN / 2).map_err(named)?;
+    producer.commit_transaction(TRANSACTION_WITHIN / 4).map_err(named)
+}
+
+/// Hands a record over; a full queue is waited for.
+fn send(producer: &BaseProducer<Quiet>, record: BaseRecord<'_, str, str>) -> Result<(), StreamError> {
+    let end = Instant::now() + TRANSACTION_WITHIN / 2;
+    let mut record = record;
+    loop {
+        match producer.send(record) {
+            Ok(()) => return Ok(()),
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back))
+                if Instant::now() < end =>
+            {
+                producer.poll(Duration::from_millis(5));
+                record = back;
+            }
+            Err((error, _)) => return Err(named(error)),
+        }
+    }
+}
+
+/// Kafka's word for "there is a newer one under this transactional id".
+fn named(error: KafkaError) -> StreamError {
+    let code = match &error {
+        KafkaError::Transaction(error) => Some(error.code()),
+        other => other.rdkafka_error_code(),
+    };
+    match code {
+        Some(
+            RDKafkaErrorCode::Fenced
+            | RDKafkaErrorCode::ProducerFenced
+            | RDKafkaErrorCode::InvalidProducerEpoch,
+        ) => StreamError::Fenced,
+        _ => error.into(),
+    }
+}

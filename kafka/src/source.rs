@@ -1,0 +1,254 @@
+//! The topic to whoever asks: a member of a consumer group, on a thread of its own, behind a bounded channel.
+//!
+//! Where a partition is to be read from does not stand in Kafka but with what its records have become, in the views'
+//! database ([`Start`]). A partition that comes to this member is therefore first asked for, and nothing of it is
+//! handed on before the answer.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
+use rdkafka::error::KafkaError;
+use rdkafka::{ClientContext, Message, Offset};
+use tidemark_events::RecordedEvent;
+use tidemark_events::log::Head;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::record::parse;
+use crate::{KafkaConfig, StreamError, debug_log, topic};
+
+/// Records that are handed on at once, over all partitions.
+const AT_ONCE: usize = 5_000;
+
+/// How long the thread waits for a record before it looks whether it is to end.
+const LOOK_AFTER: Duration = Duration::from_millis(100);
+
+/// Portions that wait for the reader.
+const CHANNEL: usize = 4;
+
+/// From where a partition is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// From this record, which must say this: else the topic is not the one that it was read from before.
+    At {
+        /// The record that was applied last.
+        offset: i64,
+        /// What it said.
+        said: Head,
+    },
+    /// From behind this offset; everything before it has been read from the log.
+    Behind(i64),
+}
+
+/// What comes from the topic.
+#[derive(Debug)]
+pub enum Portion {
+    /// This member reads these partitions from now on, and no others: say from where.
+    Assigned {
+        /// All of its partitions, with the offset behind the newest record of each.
+        ends: BTreeMap<i16, i64>,
+        /// For the answer.
+        starts: oneshot::Sender<BTreeMap<i16, Start>>,
+    },
+    /// Records of some partitions.
+    Records(BTreeMap<i16, Records>),
+    /// A partition does not hold what it should at its [`Start::At`]: it must be read from the log first.
+    Unknown(i16),
+}
+
+/// Records of one partition, in order.
+#[derive(Debug, Default)]
+pub struct Records {
+    /// The events.
+    pub events: Vec<RecordedEvent>,
+    /// What the last record said: everything of the partition up to here is in this portion or before it.
+    pub to: Option<Head>,
+    /// The last record's offset.
+    pub offset: i64,
+    /// Records that are none of ours.
+    pub strays: Vec<Stray>,
+}
+
+/// A record that is no event of the log and no watermark.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stray {
+    /// Where it stands in its partition.
+    pub offset: i64,
+    /// Why it is none.
+    pub error: String,
+}
+
+/// Joins a group and reads, until `stop` or the receiver is dropped. The channel ends with an error if Kafka does.
+#[must_use]
+pub fn spawn(
+    config: KafkaConfig,
+    group: String,
+    stop: CancellationToken,
+) -> mpsc::Receiver<Result<Portion, StreamError>> {
+    let (sender, receiver) = mpsc::channel(CHANNEL);
+    let failed = sender.clone();
+    let thread = std::thread::Builder::new().name("kafka source".to_owned()).spawn(move || {
+        if let Err(error) = read(&config, &group, &sender, &stop) {
+            sender.blocking_send(Err(error)).ok();
+        }
+    });
+    if let Err(error) = thread {
+        failed.try_send(Err(StreamError::Topic(format!("cannot start a thread: {error}")))).ok();
+    }
+    receiver
+}
+
+/// Notes what the group decides; the thread acts on it between two polls.
+#[derive(Default)]
+struct Member {
+    assigned: Mutex<Option<Vec<i32>>>,
+}
+
+impl ClientContext for Member {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        debug_log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "librdkafka");
+    }
+}
+
+impl ConsumerContext for Member {
+    fn post_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        let partitions = match rebalance {
+            Rebalance::Assign(list) => list.elements().iter().map(|element| element.partition()).collect(),
+            Rebalance::Revoke(_) | Rebalance::Error(_) => Vec::new(),
+        };
+        if let Ok(mut assigned) = self.assigned.lock() {
+            *assigned = Some(partitions);
+        }
+    }
+}
+
+fn read(
+    config: &KafkaConfig,
+    group: &str,
+    sender: &mpsc::Sender<Result<Portion, StreamError>>,
+    stop: &CancellationToken,
+) -> Result<(), StreamError> {
+    let consumer: BaseConsumer<Member> = config
+        .client("tidemark-projector")
+        .set("group.id", group)
+        .set("enable.auto.commit", "false")
+        .set("isolation.level", "read_committed")
+        .set("auto.offset.reset", "latest")
+        .set("session.timeout.ms", "6000")
+        .set("heartbeat.interval.ms", "1500")
+        .set("queued.min.messages", "20000")
+        .set("queued.max.messages.kbytes", "32768")
+        .set("fetch.wait.max.ms", "50")
+        .create_with_context(Member::default())?;
+    consumer.subscribe(&[&config.topic])?;
+    // What the first record of a partition must say; a partition that is not in it is not read yet.
+    let mut expected: HashMap<i32, Option<(i64, Head)>> = HashMap::new();
+    let mut portion: BTreeMap<i16, Records> = BTreeMap::new();
+    let mut count = 0;
+    while !stop.is_cancelled() && !sender.is_closed() {
+        let polled = consumer.poll(if count == 0 { LOOK_AFTER } else { Duration::ZERO });
+        let none_waits = polled.is_none();
+        let assigned = consumer.context().assigned.lock().ok().and_then(|mut assigned| assigned.take());
+        if let Some(partitions) = assigned {
+            // What was read before belongs to another assignment; it will be read again by whoever has it now.
+            (portion, count) = (BTreeMap::new(), 0);
+            expected = seek(&consumer, config, sender, &partitions)?;
+            continue;
+        }
+        match polled {
+            Some(Ok(message)) => {
+                let Some(expectation) = expected.get_mut(&message.partition()) else { continue };
+                let number = partition(message.partition());
+                let read = parse(&message);
+                if let Some((offset, said)) = expectation.take() {
+                    if message.offset() != offset || read.is_ok_and(|record| record.at != said) {
+                        expected.remove(&message.partition());
+                        sender.blocking_send(Ok(Portion::Unknown(number))).ok();
+                    }
+                    continue;
+                }
+                let (before, now) = (portion.get(&number), read.as_ref().ok());
+                if let (Some(to), Some(record)) = (before.and_then(|records| records.to), now)
+                    && to.epoch != record.at.epoch
+                {
+                    hand_on(sender, &mut portion, &mut count);
+                }
+                let records = portion.entry(number).or_default();
+                records.offset = message.offset();
+                match read {
+                    Ok(record) => {
+                        records.to = Some(record.at);
+                        records.events.extend(record.event);
+                    }
+                    Err(misfit) => {
+                        records.strays.push(Stray { offset: message.offset(), error: misfit.to_string() });
+                    }
+                }
+                count += 1;
+            }
+            Some(Err(error)) => return Err(error.into()),
+            None => {}
+        }
+        if count >= AT_ONCE || (count > 0 && none_waits) {
+            hand_on(sender, &mut portion, &mut count);
+        }
+    }
+    Ok(())
+}
+
+/// Waits while the reader is busy: then nothing more is fetched than Kafka's own bound.
+fn hand_on(
+    sender: &mpsc::Sender<Result<Portion, StreamError>>,
+    portion: &mut BTreeMap<i16, Records>,
+    count: &mut usize,
+) {
+    sender.blocking_send(Ok(Portion::Records(std::mem::take(portion)))).ok();
+    *count = 0;
+}
+
+/// Asks from where to read the partitions that are this member's now, and goes there.
+fn seek(
+    consumer: &BaseConsumer<Member>,
+    config: &KafkaConfig,
+    sender: &mpsc::Sender<Result<Portion, StreamError>>,
+    partitions: &[i32],
+) -> Result<HashMap<i32, Option<(i64, Head)>>, StreamError> {
+    let mut bounds = HashMap::new();
+    for &number in partitions {
+        bounds.insert(number, consumer.fetch_watermarks(&config.topic, number, topic::ASK_WITHIN)?);
+    }
+    let ends = bounds.iter().map(|(&number, &(_, end))| (partition(number), end)).collect();
+    let (starts, answer) = oneshot::channel();
+    if sender.blocking_send(Ok(Portion::Assigned { ends, starts })).is_err() {
+        return Ok(HashMap::new());
+    }
+    let Ok(starts) = answer.blocking_recv() else { return Ok(HashMap::new()) };
+    let mut expected = HashMap::new();
+    for (&number, &(begin, end)) in &bounds {
+        let (offset, expectation) = match starts.get(&partition(number)) {
+            Some(&Start::At { offset, said }) if (begin..end).contains(&offset) => {
+                (offset, Some((offset, said)))
+            }
+            Some(&Start::Behind(offset)) => (offset, None),
+            Some(Start::At { .. }) | None => {
+                sender.blocking_send(Ok(Portion::Unknown(partition(number)))).ok();
+                continue;
+            }
+        };
+        consumer.seek(&config.topic, number, Offset::Offset(offset), topic::ASK_WITHIN)?;
+        expected.insert(number, expectation);
+    }
+    Ok(expected)
+}
+
+/// A partition of the topic as the views count them. The topic has been checked to have no more.
+fn partition(number: i32) -> i16 {
+    i16::try_from(number).unwrap_or(i16::MAX)
+}

@@ -1,0 +1,155 @@
+//! The two topics: the events, partitioned by key, and the publisher's place.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::{Message, Offset, TopicPartitionList};
+use tidemark_events::log::Head;
+use tidemark_events::partition::PARTITIONS;
+
+use crate::{KafkaConfig, Quiet, StreamError};
+
+/// How long one question to Kafka may take.
+pub const ASK_WITHIN: Duration = Duration::from_secs(5);
+
+/// Makes the topics that are missing, with the broker's default replication, and checks those that are there.
+///
+/// # Errors
+/// [`StreamError::Topic`] when the topic of the events has another number of partitions: keys would fall elsewhere.
+/// Another number is another topic, filled from the log. Else [`StreamError::Kafka`].
+pub async fn ensure(config: &KafkaConfig) -> Result<(), StreamError> {
+    let admin: AdminClient<Quiet> = config.client("tidemark-topics").create_with_context(Quiet)?;
+    let place = config.place_topic();
+    let broker_default = || TopicReplication::Fixed(-1);
+    let topics = [
+        NewTopic::new(&config.topic, i32::from(PARTITIONS), broker_default()),
+        NewTopic::new(&place, 1, broker_default())
+            .set("cleanup.policy", "compact")
+            .set("segment.ms", "600000")
+            .set("min.cleanable.dirty.ratio", "0.1"),
+    ];
+    let options = AdminOptions::new().operation_timeout(Some(ASK_WITHIN)).request_timeout(Some(ASK_WITHIN));
+    for made in admin.create_topics(&topics, &options).await? {
+        match made {
+            Ok(topic) => tracing::info!(topic, "made a topic"),
+            Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            Err((_, code)) => return Err(KafkaError::AdminOp(code).into()),
+        }
+    }
+    // A topic that was made just now may take a moment to be known.
+    let end = Instant::now() + ASK_WITHIN;
+    loop {
+        let found = partitions(config).await?;
+        if found == usize::from(PARTITIONS.unsigned_abs()) {
+            return Ok(());
+        }
+        if found > 0 || Instant::now() > end {
+            return Err(StreamError::Topic(format!(
+                "topic {} has {found} partitions, {PARTITIONS} are needed: use another topic, which is filled from the log",
+                config.topic
+            )));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn partitions(config: &KafkaConfig) -> Result<usize, StreamError> {
+    let (client, topic) = (config.client("tidemark-topics"), config.topic.clone());
+    blocking("asking for the topic", move || {
+        let consumer: BaseConsumer<Quiet> = client.create_with_context(Quiet)?;
+        let metadata = consumer.fetch_metadata(Some(&topic), ASK_WITHIN)?;
+        Ok(metadata.topics().first().map_or(0, |topic| topic.partitions().len()))
+    })
+    .await
+}
+
+/// Runs what blocks on a thread for it, for a bounded time.
+pub(crate) async fn blocking<T: Send + 'static>(
+    what: &'static str,
+    work: impl FnOnce() -> Result<T, StreamError> + Send + 'static,
+) -> Result<T, StreamError> {
+    let longest = ASK_WITHIN * 4;
+    match tokio::time::timeout(longest, tokio::task::spawn_blocking(work)).await {
+        Ok(Ok(done)) => done,
+        Ok(Err(error)) => Err(StreamError::Topic(format!("{what}: {error}"))),
+        Err(_elapsed) => Err(StreamError::Stuck(what, longest)),
+    }
+}
+
+/// Where the topic stands: the last place that was committed with its events, or the beginning. To be asked by a
+/// publisher that has fenced the one before it, whose last transaction has ended then.
+///
+/// # Errors
+/// [`StreamError::Kafka`]; [`StreamError::Topic`] when the place cannot be read.
+pub(crate) fn place(config: &KafkaConfig) -> Result<Head, StreamError> {
+    /// More than lies behind the last place: each is one record and the mark of its transaction's end.
+    const LOOK_BACK: i64 = 1_000;
+    let topic = config.place_topic();
+    let consumer: BaseConsumer<Quiet> = config
+        .client("tidemark-place")
+        .set("group.id", "tidemark-place")
+        .set("enable.auto.commit", "false")
+        .set("isolation.level", "read_committed")
+        .set("enable.partition.eof", "true")
+        .create_with_context(Quiet)?;
+    let (low, high) = consumer.fetch_watermarks(&topic, 0, ASK_WITHIN)?;
+    for from in [low.max(high - LOOK_BACK), low] {
+        if let Some(found) = last_place(&consumer, &topic, from)? {
+            return Ok(found);
+        }
+        if from == low {
+            break;
+        }
+    }
+    Ok(Head { epoch: 1, position: 0 })
+}
+
+fn last_place(consumer: &BaseConsumer<Quiet>, topic: &str, from: i64) -> Result<Option<Head>, StreamError> {
+    let mut assignment = TopicPartitionList::new();
+    assignment.add_partition_offset(topic, 0, Offset::Offset(from))?;
+    consumer.assign(&assignment)?;
+    let mut found = None;
+    let end = Instant::now() + ASK_WITHIN;
+    while Instant::now() < end {
+        match consumer.poll(Duration::from_millis(100)) {
+            None => {}
+            Some(Ok(record)) => {
+                let text = record.payload().and_then(|value| std::str::from_utf8(value).ok());
+                let head = text.and_then(parse_place).ok_or_else(|| {
+                    StreamError::Topic(format!("record {} of topic {topic} is no place", record.offset()))
+                })?;
+                found = Some(head);
+            }
+            Some(Err(KafkaError::PartitionEOF(_))) => return Ok(found),
+            Some(Err(error)) => return Err(error.into()),
+        }
+    }
+    Err(StreamError::Stuck("reading the publisher's place", ASK_WITHIN))
+}
+
+/// A place as it is written.
+pub(crate) fn place_text(place: Head) -> String {
+    format!("{}-{}", place.epoch, place.position)
+}
+
+fn parse_place(text: &str) -> Option<Head> {
+    let (epoch, position) = text.split_once('-')?;
+    Some(Head { epoch: epoch.parse().ok()?, position: position.parse().ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_read_as_they_are_written() {
+        let place = Head { epoch: 3, position: 42 };
+        assert_eq!(parse_place(&place_text(place)), Some(place));
+        for wrong in ["", "3", "3-", "-42", "a-b", "3-4-5"] {
+            assert_eq!(parse_place(wrong), None, "{wrong}");
+        }
+    }
+}

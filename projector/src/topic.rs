@@ -1,0 +1,204 @@
+//! Follows the topic for one instance: a member of a consumer group, which gives it some of the partitions.
+//!
+//! Kafka says which partitions are whose; from where they are read stands with the rows. Whoever gets a partition looks
+//! up its checkpoint and reads on behind the record that made it. Where there is none (the view came from the log, or
+//! the topic is another one), or the topic no longer holds it, the log fills the gap first. A member that was paused
+//! and has lost its partitions cannot do harm: its checkpoints have moved, and its batch is refused.
+
+use std::collections::BTreeMap;
+
+use futures_util::future::try_join_all;
+use sqlx::postgres::PgConnectOptions;
+use tidemark_events::log::{Head, Log};
+use tidemark_kafka::source::{self, Portion, Records, Start};
+use tidemark_kafka::{KafkaConfig, topic};
+use tokio_util::sync::CancellationToken;
+
+use crate::ProjectorError;
+use crate::runner::filter_of;
+use crate::supervisor::{Feed, ProjectorConfig};
+use crate::worker::{Checkpoint, Chunk, ReadTo, Target, Worker, connect};
+
+pub(crate) async fn follow(
+    feed: &Feed,
+    kafka: &KafkaConfig,
+    target: Target,
+    stop: &CancellationToken,
+) -> Result<(), ProjectorError> {
+    let Feed { log, views: options, config, .. } = feed;
+    topic::ensure(kafka).await?;
+    let name = target.projection.name();
+    let group = format!("{}-{name}-{}", kafka.group, target.instance);
+    let mut portions = source::spawn(kafka.clone(), group, stop.child_token());
+    let mut workers: Vec<Worker> = Vec::new();
+    loop {
+        let portion = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            portion = portions.recv() => portion,
+        };
+        match portion {
+            None => return Ok(()),
+            Some(Err(error)) => return Err(error.into()),
+            Some(Ok(Portion::Assigned { ends, starts })) => {
+                // The former workers' sessions end first: nothing of theirs is under way any more.
+                workers.clear();
+                workers = open(options, config, target, &ends).await?;
+                let mut all = BTreeMap::new();
+                for worker in &mut workers {
+                    worker.retry_parked(log).await?;
+                    all.extend(begin(log, worker, config, target, &ends).await?);
+                }
+                tracing::info!(?target, partitions = ?ends.keys(), "a projection follows the topic");
+                starts.send(all).ok();
+            }
+            Some(Ok(Portion::Unknown(partition))) => {
+                tracing::warn!(
+                    ?target,
+                    partition,
+                    "the topic does not go on where it was read to: reading the log"
+                );
+                let pool = connect(options).await?;
+                forget_offset(pool, target, partition).await?;
+                return Err(ProjectorError::Moved(format!("{name} instance {}", target.instance)));
+            }
+            Some(Ok(Portion::Records(records))) => take(log, &mut workers, target, records).await?,
+        }
+    }
+}
+
+async fn open(
+    options: &PgConnectOptions,
+    config: &ProjectorConfig,
+    target: Target,
+    ends: &BTreeMap<i16, i64>,
+) -> Result<Vec<Worker>, ProjectorError> {
+    let count = config.workers.clamp(1, tidemark_views::PARTITIONS);
+    let mut workers = Vec::new();
+    for worker in 0..count {
+        let partitions: Vec<i16> =
+            ends.keys().copied().filter(|partition| partition % count == worker).collect();
+        if !partitions.is_empty() {
+            workers.push(Worker::open(connect(options).await?, target, &partitions, true).await?);
+        }
+    }
+    Ok(workers)
+}
+
+/// From where a worker's partitions are read in the topic; what the topic does not have is taken from the log first.
+async fn begin(
+    log: &Log,
+    worker: &mut Worker,
+    config: &ProjectorConfig,
+    target: Target,
+    ends: &BTreeMap<i16, i64>,
+) -> Result<BTreeMap<i16, Start>, ProjectorError> {
+    // Everything before `ends` had been committed to the log before this is asked.
+    let head = log.head().await?;
+    for checkpoint in worker.checkpoints().values() {
+        same_history(log, *checkpoint, head.epoch).await?;
+    }
+    let known = |(&partition, at): (&i16, &Checkpoint)| {
+        let said = Head { epoch: at.epoch, position: at.position };
+        Some((partition, Start::At { offset: at.offset?, said }))
+    };
+    if let Some(starts) = worker.checkpoints().iter().map(known).collect() {
+        return Ok(starts);
+    }
+    let filter = filter_of(target.projection);
+    while worker.position() < head.position {
+        let page = log.read(worker.position(), head.position, &filter, config.batch_events).await?;
+        if page.read_to <= worker.position() {
+            let (epoch, position) = (page.epoch, worker.position());
+            return Err(ProjectorError::LostEnd { epoch, head: page.read_to, position });
+        }
+        let chunk = Chunk { events: page.events, read_to: ReadTo::Position(page.read_to), epoch: page.epoch };
+        worker.take(chunk).await?;
+    }
+    let behind = |partition: &i16| Some((*partition, Start::Behind(*ends.get(partition)?)));
+    Ok(worker.checkpoints().keys().filter_map(behind).collect())
+}
+
+/// Whether a newer epoch forks behind a checkpoint: else what was applied is no part of the log any more.
+async fn same_history(log: &Log, at: Checkpoint, epoch: i32) -> Result<(), ProjectorError> {
+    if epoch > at.epoch
+        && let Some(end) = log.epoch_end(at.epoch).await?
+        && end < at.position
+    {
+        return Err(ProjectorError::LostEnd { epoch, head: end, position: at.position });
+    }
+    Ok(())
+}
+
+async fn take(
+    log: &Log,
+    workers: &mut [Worker],
+    target: Target,
+    mut records: BTreeMap<i16, Records>,
+) -> Result<(), ProjectorError> {
+    let name = target.projection.name();
+    let labels = [("name", name.to_owned()), ("instance", target.instance.to_string())];
+    let mut taking = Vec::with_capacity(workers.len());
+    for worker in workers {
+        let mut events = Vec::new();
+        let (mut read_to, mut strays, mut epoch) = (BTreeMap::new(), Vec::new(), 0);
+        let mut repeated = 0;
+        for (&partition, at) in worker.checkpoints() {
+            let Some(portion) = records.remove(&partition) else { continue };
+            strays.extend(portion.strays.into_iter().map(|stray| (partition, stray)));
+            let Some(to) = portion.to else { continue };
+            if to.epoch < at.epoch {
+                repeated += portion.events.len();
+                continue;
+            }
+            same_history(log, *at, to.epoch).await?;
+            repeated += portion.events.iter().filter(|event| event.position <= at.position).count();
+            events.extend(portion.events);
+            read_to.insert(partition, (to.position, portion.offset));
+            epoch = epoch.max(to.epoch);
+        }
+        metrics::counter!("tidemark_projection_repeated_total", &labels).increment(repeated as u64);
+        metrics::counter!("tidemark_projection_strays_total", &labels).increment(strays.len() as u64);
+        events.retain(|event| target.projection.categories().contains(&event.category.as_ref()));
+        // What belongs together has one key, and so one partition; this order is only what the log has, too.
+        events.sort_unstable_by_key(|event| event.position);
+        let oldest = events.first().map(|event| event.recorded_at);
+        let chunk = Chunk { events, read_to: ReadTo::Records(read_to), epoch };
+        let labels = &labels;
+        taking.push(async move {
+            worker.note_strays(&strays).await?;
+            let taken = worker.take(chunk).await?;
+            metrics::counter!("tidemark_projection_events_total", labels).increment(taken as u64);
+            if let Some(oldest) = oldest {
+                metrics::histogram!("tidemark_projection_lag_seconds", labels)
+                    .record((chrono::Utc::now() - oldest).as_seconds_f64());
+            }
+            Ok::<_, ProjectorError>(worker.position())
+        });
+    }
+    let positions = try_join_all(taking).await?;
+    if let Some(position) = positions.into_iter().min() {
+        #[expect(clippy::cast_precision_loss, reason = "gauges for people; exact below 2^53")]
+        {
+            let head = log.wake().borrow().position;
+            metrics::gauge!("tidemark_projection_position", &labels).set(position as f64);
+            metrics::gauge!("tidemark_projection_lag_events", &labels).set((head - position).max(0) as f64);
+        }
+    }
+    Ok(())
+}
+
+async fn forget_offset(
+    mut connection: sqlx::PgConnection,
+    target: Target,
+    partition: i16,
+) -> Result<(), ProjectorError> {
+    sqlx::query(
+        "UPDATE views.checkpoints SET source_offset = NULL WHERE name = $1 AND instance = $2 AND partition = $3",
+    )
+    .bind(target.projection.name())
+    .bind(target.instance)
+    .bind(partition)
+    .execute(&mut connection)
+    .await?;
+    Ok(())
+}

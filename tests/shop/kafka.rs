@@ -1,0 +1,275 @@
+//! The log in Kafka, and views from there.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rustix::process::{Pid, Signal, kill_process};
+use sqlx::{AssertSqlSafe, PgPool};
+use tidemark_events::RecordedEvent;
+use tidemark_events::log::{Filter, Log};
+use tidemark_events::partition::{PARTITIONS, partition_of};
+
+use crate::broker::Broker;
+use crate::harness::{Postgres, Shop, audit, until};
+
+const TOPIC: &str = "tidemark";
+
+fn signal(shop: &Shop, signal: Signal) {
+    kill_process(Pid::from_raw(shop.pid()).unwrap(), signal).unwrap();
+}
+
+async fn commands(log: &str, broker: &Broker) -> Shop {
+    Shop::part("command", log, &[("TIDEMARK_KAFKA_BROKERS", &broker.address())]).await
+}
+
+async fn metric(shop: &Shop, name: &str) -> f64 {
+    let text = shop.get("/metrics", None, &[]).await.text;
+    let line = text.lines().find(|line| line.starts_with(name) && !line.starts_with('#'));
+    line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
+}
+
+async fn events(pool: &PgPool) -> Vec<RecordedEvent> {
+    let log = Log::new(pool.clone());
+    let head = log.head().await.unwrap();
+    let (mut all, mut at) = (Vec::new(), 0);
+    while at < head.position {
+        let page = log.read(at, head.position, &Filter::default(), 5_000).await.unwrap();
+        at = page.read_to;
+        all.extend(page.events);
+    }
+    all
+}
+
+/// Waits until every partition has a watermark at the log's head, then compares: each event once, in the order of the
+/// log, byte for byte, in the partition of its key.
+async fn topic_is_the_log(broker: &Broker, pool: &PgPool) {
+    let events = events(pool).await;
+    let head = events.last().unwrap().position;
+    let content = until("the topic holds the log", async || {
+        let content = tokio::task::block_in_place(|| broker.content(TOPIC, PARTITIONS.into()));
+        content
+            .iter()
+            .all(|records| records.last().is_some_and(|record| record.at.position >= head))
+            .then_some(content)
+    })
+    .await;
+    for (partition, records) in content.iter().enumerate() {
+        let here = |event: &&RecordedEvent| {
+            usize::from(partition_of(event.partition_key).unsigned_abs()) == partition
+        };
+        let expected: Vec<&RecordedEvent> = events.iter().filter(here).collect();
+        let found: Vec<&RecordedEvent> = records.iter().filter_map(|record| record.event.as_ref()).collect();
+        assert_eq!(found, expected, "partition {partition}");
+        assert!(records.is_sorted_by_key(|record| record.at.position), "places go up");
+    }
+}
+
+/// The rows of all live views, as text.
+async fn rows(pool: &PgPool) -> BTreeMap<String, Vec<String>> {
+    let live: Vec<(String, i32)> =
+        sqlx::query_as("SELECT name, instance FROM views.projections WHERE state = 'live'")
+            .fetch_all(pool)
+            .await
+            .unwrap();
+    let mut all = BTreeMap::new();
+    for (name, instance) in live {
+        let rows = sqlx::query_scalar(AssertSqlSafe(format!(
+            "SELECT t::text FROM views.{name}_{instance} t ORDER BY 1"
+        )))
+        .fetch_all(pool)
+        .await
+        .unwrap();
+        all.insert(name, rows);
+    }
+    all
+}
+
+async fn stands_at(pool: &PgPool, position: i64) {
+    until("the views catch up", async || {
+        let at: Option<i64> = sqlx::query_scalar(
+            "SELECT min(position) FROM views.checkpoints JOIN views.projections USING (name, instance) \
+             WHERE state = 'live' HAVING count(DISTINCT name) = 3",
+        )
+        .fetch_optional(pool)
+        .await
+        .ok()?;
+        (at? >= position).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_topic_is_the_log_whoever_publishes_and_whatever_is_killed() {
+    let (postgres, broker) = tokio::join!(Postgres::start(), Broker::start());
+    let url = postgres.database().await;
+    let mut services = vec![commands(&url, &broker).await, commands(&url, &broker).await];
+    let product = services[0].product("K", 1_000_000).await;
+    let pool = services[0].pool().await;
+    let mut acknowledged = 0;
+    for round in 0..3 {
+        for n in 0..40 {
+            let answer = services[n % 2].order(&product, 1, &format!("{round}-{n}")).await.unwrap();
+            assert_eq!(answer.status, 201, "{}", answer.text);
+            acknowledged += 1;
+        }
+        // The one that publishes is killed, once while it is paused; the other goes on within two seconds.
+        let mut leader = 0;
+        until("one of them publishes", async || {
+            for (n, service) in services.iter().enumerate() {
+                if metric(service, "tidemark_publisher_leads").await > 0.0 {
+                    leader = n;
+                    return Some(());
+                }
+            }
+            None
+        })
+        .await;
+        let killed = services.remove(leader);
+        signal(&killed, if round == 1 { Signal::STOP } else { Signal::KILL });
+        let since = Instant::now();
+        until("the other takes over", async || {
+            (metric(&services[0], "tidemark_publisher_leads").await > 0.0).then_some(())
+        })
+        .await;
+        assert!(since.elapsed() < Duration::from_secs(2), "handed over after {:?}", since.elapsed());
+        services.push(commands(&url, &broker).await);
+        topic_is_the_log(&broker, &pool).await;
+        if round == 1 {
+            // It wakes up, still thinking that it leads, and is fenced.
+            signal(&killed, Signal::CONT);
+            let answer = services[0].order(&product, 1, "after it woke").await.unwrap();
+            assert_eq!(answer.status, 201);
+            acknowledged += 1;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            topic_is_the_log(&broker, &pool).await;
+        }
+    }
+
+    // Kafka away: commands go on, and what they did is published when it is back.
+    broker.kill();
+    let since = Instant::now();
+    for n in 0..50 {
+        assert_eq!(services[0].order(&product, 1, &format!("away-{n}")).await.unwrap().status, 201);
+        acknowledged += 1;
+    }
+    assert!(since.elapsed() < Duration::from_secs(5), "commands do not wait for Kafka");
+    broker.launch().await;
+    topic_is_the_log(&broker, &pool).await;
+    let orders: i64 = sqlx::query_scalar("SELECT count(*) FROM log.events WHERE event_type = 'OrderPlaced'")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    assert_eq!(orders, acknowledged);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn views_from_the_topic_are_those_from_the_log() {
+    let (postgres, broker) = tokio::join!(Postgres::start(), Broker::start());
+    let (url, other) = (postgres.database().await, postgres.database().await);
+    let address = broker.address();
+    let settings = [("TIDEMARK_VIEWS_URL", url.as_str()), ("TIDEMARK_KAFKA_BROKERS", address.as_str())];
+    let service = commands(&url, &broker).await;
+    let mut projectors =
+        [Shop::part("projector", &url, &settings).await, Shop::part("projector", &url, &settings).await];
+    // The same views from the log, in a database of their own.
+    let _from_log = Shop::part("projector", &url, &[("TIDEMARK_VIEWS_URL", &other)]).await;
+    let query = Shop::part("query", &url, &[("TIDEMARK_VIEWS_URL", &url)]).await;
+
+    let mut products = Vec::new();
+    for n in 0..12 {
+        products.push(service.product(&format!("V{n}"), 10_000).await);
+    }
+    let service = Arc::new(service);
+    let mut last = String::new();
+    for round in 0..3 {
+        let mut orders = tokio::task::JoinSet::new();
+        for n in 0..60 {
+            let (service, product) = (Arc::clone(&service), products[n % products.len()].clone());
+            orders.spawn(async move { service.order(&product, 2, &format!("{round}-{n}")).await.unwrap() });
+        }
+        if round > 0 {
+            // One projector is killed in the middle of it, or wakes up when its partitions are another's.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            signal(&projectors[0], if round == 1 { Signal::KILL } else { Signal::STOP });
+        }
+        for (n, answer) in orders.join_all().await.into_iter().enumerate() {
+            assert_eq!(answer.status, 201, "{}", answer.text);
+            if n % 3 == 0 {
+                let id = answer.body["id"].as_str().unwrap();
+                let path = format!("/v1/orders/{id}/cancellation");
+                let cancelled = service
+                    .send(
+                        reqwest::Method::POST,
+                        &path,
+                        Some(&service.customer),
+                        &[("Idempotency-Key", id)],
+                        None,
+                    )
+                    .await
+                    .unwrap();
+                assert_eq!(cancelled.status, 200, "{}", cancelled.text);
+                last = format!("{id} {}", cancelled.header("tidemark-position"));
+            }
+        }
+        if round == 1 {
+            projectors[0] = Shop::part("projector", &url, &settings).await;
+        }
+    }
+    // What was written is read, through other processes.
+    let (id, position) = last.split_once(' ').unwrap();
+    let read = until("the order is read as it was left", async || {
+        let after = [("Tidemark-After", position)];
+        let answer = query.get(&format!("/v1/orders/{id}"), Some(&query.customer), &after).await;
+        (answer.status == 200).then_some(answer)
+    })
+    .await;
+    assert_eq!(read.body["status"], "cancelled");
+
+    let pool = service.pool().await;
+    let pool_other = sqlx::PgPool::connect(&other).await.unwrap();
+    let head: i64 = sqlx::query_scalar("SELECT position FROM log.head").fetch_one(&pool).await.unwrap();
+    stands_at(&pool, head).await;
+    stands_at(&pool_other, head).await;
+    audit(&pool).await;
+    assert_eq!(rows(&pool).await, rows(&pool_other).await);
+    signal(&projectors[0], Signal::CONT);
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(rows(&pool).await, rows(&pool_other).await, "who wakes up late does no harm");
+    // Records that are none of ours, and one from the past, change nothing and stop nobody.
+    let producer: BaseProducer = broker.client().create().unwrap();
+    let past = events(&pool).await.into_iter().find(|event| event.category == "order").unwrap();
+    for partition in 0..i32::from(PARTITIONS) {
+        let stray = BaseRecord::<str, [u8]>::to(TOPIC).partition(partition).payload(b"\xff\x00 no event");
+        producer.send(stray).unwrap();
+        let half = OwnedHeaders::new().insert(Header { key: "ce_epoch", value: Some("1") });
+        producer.send(BaseRecord::<str, str>::to(TOPIC).partition(partition).headers(half)).unwrap();
+    }
+    producer
+        .send(
+            BaseRecord::<str, str>::to(TOPIC)
+                .partition(partition_of(past.partition_key).into())
+                .payload(&*past.payload)
+                .headers(tidemark_kafka::record::headers(1, &past)),
+        )
+        .unwrap();
+    producer.flush(Duration::from_secs(10)).unwrap();
+    let answer = service.order(&products[0], 1, "after the strays").await.unwrap();
+    let position: i64 = answer.body["position"].as_i64().unwrap();
+    stands_at(&pool, position).await;
+    stands_at(&pool_other, position).await;
+    assert_eq!(rows(&pool).await, rows(&pool_other).await);
+    let from_topic: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM views.checkpoints WHERE source_offset IS NOT NULL")
+            .fetch_one(&pool)
+            .await
+            .unwrap();
+    assert!(from_topic > 0, "they did come from the topic");
+    let strays: i64 = sqlx::query_scalar("SELECT count(*) FROM views.strays WHERE name = 'orders'")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    assert_eq!(strays, 2 * i64::from(PARTITIONS), "each is written down");
+}

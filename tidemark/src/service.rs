@@ -1,0 +1,142 @@
+//! What every process of the shop has: signals, an address to listen on, an end in order, metrics and health.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use axum::{Json, Router};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tidemark_events::log::Log;
+use tidemark_http::{Limits, finish, problem, serve};
+use tidemark_query::QueryState;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tower_http::set_header::SetResponseHeaderLayer;
+use utoipa::OpenApi;
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_swagger_ui::SwaggerUi;
+
+use crate::config::ServeOptions;
+use crate::{Failure, cluster};
+
+pub(crate) async fn join(task: tokio::task::JoinHandle<()>) {
+    if let Err(error) = task.await {
+        tracing::error!(%error, "a part ended badly");
+    }
+}
+
+/// Takes the address before anything else is begun.
+pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| Failure::Configuration(format!("cannot listen on {address}: {error}")))
+}
+
+/// Serves until `stop`, within the limits given.
+pub(crate) async fn serve_until(
+    listener: TcpListener,
+    router: Router,
+    options: &ServeOptions,
+    stop: CancellationToken,
+) -> Result<(), Failure> {
+    let limits = Limits {
+        requests: usize::try_from(options.max_requests).unwrap_or(usize::MAX),
+        connections: usize::try_from(options.max_connections).unwrap_or(usize::MAX),
+        ..Limits::default()
+    };
+    let served = serve(listener, finish(router, &limits), limits, stop).await;
+    tracing::info!("stopping: no new requests, finishing what is in hand");
+    served.map_err(Failure::io("serving"))
+}
+
+/// The first signal ends the shop in order, the second at once.
+pub(crate) fn stop_on_signals(stop: &CancellationToken) -> Result<(), Failure> {
+    let cannot = "cannot take signals";
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::io(cannot))?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(Failure::io(cannot))?;
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        for again in [false, true] {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if again {
+                tracing::warn!("stopping at once");
+                cluster::tell_to_stop();
+                std::process::exit(130);
+            }
+            stop.cancel();
+        }
+    });
+    Ok(())
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Tidemark",
+        description = "An event-sourced commerce backend. Commands answer with `Tidemark-Position`; a read that sends it back as `Tidemark-After` sees what the command wrote."
+    ),
+    tags(
+        (name = "catalog", description = "What is offered, and at which price"),
+        (name = "inventory", description = "How many units there are"),
+        (name = "orders", description = "Who bought what, and how far it has come"),
+        (name = "log", description = "Everything that happened"),
+    )
+)]
+struct Api;
+
+/// The API's routes with what every process answers: its document and page, health, metrics, problems.
+pub(crate) fn router(routes: OpenApiRouter, health: Health) -> Router {
+    let (api, mut document) = OpenApiRouter::with_openapi(Api::openapi()).merge(routes).split_for_parts();
+    let mut token = Http::new(HttpAuthScheme::Bearer);
+    token.bearer_format = Some("JWT".to_owned());
+    document.components.get_or_insert_default().add_security_scheme("token", SecurityScheme::Http(token));
+    // The page's own scripts and styles, nothing else.
+    let policy = HeaderValue::from_static(
+        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+         connect-src 'self'; frame-ancestors 'none'",
+    );
+    let docs = Router::<()>::from(SwaggerUi::new("/docs").url("/openapi.json", document))
+        .layer(SetResponseHeaderLayer::overriding(header::CONTENT_SECURITY_POLICY, policy));
+    let operations = Router::new()
+        .route("/livez", get(async || StatusCode::OK))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(async |State(health): State<Health>| health.metrics.render()))
+        .with_state(health);
+    api.merge(docs).merge(operations).merge(problem::pages())
+}
+
+/// What a process must have to do its work, and its metrics.
+#[derive(Clone)]
+pub(crate) struct Health {
+    /// The log that it reads or writes.
+    pub(crate) log: Log,
+    /// The views that it serves, if it does.
+    pub(crate) query: Option<QueryState>,
+    pub(crate) metrics: PrometheusHandle,
+    pub(crate) stop: CancellationToken,
+}
+
+/// 200 when the shop can do its work, else 503 with what is missing.
+async fn ready(State(health): State<Health>) -> impl IntoResponse {
+    const ASK_WITHIN: Duration = Duration::from_secs(1);
+    let mut missing = Vec::new();
+    if health.stop.is_cancelled() {
+        missing.push("the shop is stopping");
+    }
+    if !tokio::time::timeout(ASK_WITHIN, health.log.head()).await.is_ok_and(|head| head.is_ok()) {
+        missing.push("the log's database does not answer");
+    }
+    if health.query.is_some_and(|query| !query.is_ready()) {
+        missing.push("the views cannot be followed");
+    }
+    let status = if missing.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(serde_json::json!({ "ready": missing.is_empty(), "missing": missing })))
+}
