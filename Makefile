@@ -3,7 +3,7 @@
 CARGO ?= cargo
 RUN_ARGS ?=
 
-.PHONY: run test check bench import schemas fmt setup setup-test setup-bench
+.PHONY: run test check bench cluster cluster-stop import schemas fmt setup setup-test setup-cluster setup-bench
 
 run: setup            ## builds the shop and opens it on http://127.0.0.1:8080
 	$(CARGO) build --release --locked -p tidemark
@@ -21,6 +21,13 @@ check:                ## form, lints, documentation, dependencies
 bench: setup setup-bench  ## figures as ratios to limits of the same run; BENCH_ARGS="--data DIR" adds the import
 	$(CARGO) run --release --locked -p tidemark-bench -- $(BENCH_ARGS)
 
+cluster: setup-cluster   ## the shop as many processes, with Kafka and nginx, on http://127.0.0.1:8080
+	$(CARGO) build --release --locked -p tidemark
+	scripts/cluster start $$($(CARGO) metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release/tidemark
+
+cluster-stop:         ## ends it
+	scripts/cluster stop
+
 schemas:              ## writes the events' JSON Schemas anew after a compatible change
 	TIDEMARK_WRITE_SCHEMAS=1 $(CARGO) test --locked -p tidemark-events --test schemas
 
@@ -32,6 +39,9 @@ setup:
 
 setup-test:
 	@scripts/setup test
+
+setup-cluster:
+	@scripts/setup cluster
 
 setup-bench:
 	@scripts/setup bench

@@ -61,6 +61,11 @@ impl Cluster {
         Running::of(data_dir).map(|running| running.process)
     }
 
+    /// The URL of the shop's database.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
     /// The URL of a database on it.
     pub(crate) fn database(&self, name: &str) -> String {
         with_database(&self.url, name).unwrap_or_else(|| self.url.clone())

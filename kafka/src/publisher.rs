@@ -35,7 +35,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(300);
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// Events of one transaction.
-const AT_ONCE: usize = 10_000;
+const AT_ONCE: usize = 30_000;
 
 /// How long a transaction may take in all. Beyond that its producer is given up.
 const TRANSACTION_WITHIN: Duration = Duration::from_secs(20);
@@ -139,6 +139,7 @@ async fn publish(log: &Log, config: &KafkaConfig, stop: &CancellationToken) -> R
                 continue;
             }
             if page.read_to > position {
+                let first = position == 0 && place.position == 0;
                 position = page.read_to;
                 let written = Written {
                     count: page.events.len() as u64,
@@ -150,7 +151,7 @@ async fn publish(log: &Log, config: &KafkaConfig, stop: &CancellationToken) -> R
                     answer("a transaction", before).await?;
                     what.count_in(&published, &lag);
                 }
-                if transactions.send(Transaction { events: page.events, to, reply }).is_err() {
+                if transactions.send(Transaction { events: page.events, to, first, reply }).is_err() {
                     return Err(StreamError::Topic("the producer's thread has ended".to_owned()));
                 }
                 under_way = Some((done, written));
@@ -223,6 +224,9 @@ struct Transaction {
     events: Vec<RecordedEvent>,
     /// Everything up to here is in it or before it.
     to: Head,
+    /// Whether it is the first of the topic: then each partition begins with a watermark at 0, which tells readers that
+    /// nothing is missing before it.
+    first: bool,
     reply: oneshot::Sender<Result<(), StreamError>>,
 }
 
@@ -269,7 +273,9 @@ fn open(config: &KafkaConfig) -> Result<(BaseProducer<Quiet>, Head), StreamError
         // Short, so that readers of what is committed do not wait long behind one that was killed.
         .set("transaction.timeout.ms", "10000")
         .set("message.timeout.ms", "5000")
-        .set("linger.ms", "5")
+        .set("linger.ms", "2")
+        // How soon a partition is asked to join a transaction again, while the one before is still being ended there.
+        .set("retry.backoff.ms", "5")
         .set("batch.num.messages", "10000")
         .set("batch.size", "1000000")
         .set("queue.buffering.max.messages", "100000")
@@ -286,8 +292,12 @@ fn write(
     config: &KafkaConfig,
     transaction: &Transaction,
 ) -> Result<(), StreamError> {
-    let Transaction { events, to, .. } = transaction;
+    let Transaction { events, to, first, .. } = transaction;
     producer.begin_transaction().map_err(named)?;
+    let now = chrono::Utc::now();
+    if *first {
+        watermarks(producer, config, Head { position: 0, ..*to }, now)?;
+    }
     for event in events {
         let key = event.partition_key.hyphenated().to_string();
         let made = BaseRecord::to(&config.topic)
@@ -298,18 +308,35 @@ fn write(
             .headers(record::headers(to.epoch, event));
         send(producer, made)?;
     }
-    let now = chrono::Utc::now();
+    watermarks(producer, config, *to, now)?;
+    let (place_topic, place) = (config.place_topic(), topic::place_text(*to));
+    send(producer, BaseRecord::to(&place_topic).key("publisher").payload(place.as_str()).partition(0))?;
+    // The library's own `flush` looks every tenth of a second; this is what it does, at once.
+    let end = Instant::now() + TRANSACTION_WITHIN / 2;
+    while producer.in_flight_count() > 0 {
+        if Instant::now() > end {
+            return Err(StreamError::Stuck("the delivery of a transaction", TRANSACTION_WITHIN / 2));
+        }
+        producer.poll(Duration::from_millis(1));
+    }
+    producer.commit_transaction(TRANSACTION_WITHIN / 4).map_err(named)
+}
+
+/// One in each partition.
+fn watermarks(
+    producer: &BaseProducer<Quiet>,
+    config: &KafkaConfig,
+    at: Head,
+    now: chrono::DateTime<chrono::Utc>,
+) -> Result<(), StreamError> {
     for partition in 0..PARTITIONS {
         let made = BaseRecord::<str, str>::to(&config.topic)
             .payload(record::NOTHING)
             .partition(i32::from(partition))
-            .headers(record::watermark(*to, now));
+            .headers(record::watermark(at, now));
         send(producer, made)?;
     }
-    let (place_topic, place) = (config.place_topic(), topic::place_text(*to));
-    send(producer, BaseRecord::to(&place_topic).key("publisher").payload(place.as_str()).partition(0))?;
-    producer.flush(TRANSACTION_WITHIN / 2).map_err(named)?;
-    producer.commit_transaction(TRANSACTION_WITHIN / 4).map_err(named)
+    Ok(())
 }
 
 /// Hands a record over; a full queue is waited for.

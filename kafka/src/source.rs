@@ -144,7 +144,9 @@ fn read(
         .set("session.timeout.ms", "6000")
         .set("heartbeat.interval.ms", "1500")
         .set("queued.min.messages", "20000")
-        .set("queued.max.messages.kbytes", "32768")
+        .set("queued.max.messages.kbytes", "65536")
+        // A full queue is looked at again after this, by default after a second: that would be the rate of catching up.
+        .set("fetch.queue.backoff.ms", "10")
         .set("fetch.wait.max.ms", "50")
         .create_with_context(Member::default())?;
     consumer.subscribe(&[&config.topic])?;

@@ -41,6 +41,18 @@ pub enum ProjectorError {
     /// The topic cannot be read.
     #[error(transparent)]
     Topic(#[from] tidemark_kafka::StreamError),
+    /// The topic is another one than was read before, or no longer holds what comes next. The log does.
+    #[error(
+        "the topic does not go on where partition {partition} of {name} instance {instance} was read to; the log fills the gap"
+    )]
+    OtherTopic {
+        /// The projection.
+        name: String,
+        /// The instance.
+        instance: i32,
+        /// Of the topic.
+        partition: i16,
+    },
     /// Somebody else has moved the checkpoint: what this worker knows is old.
     #[error("the checkpoint of {0} was moved by another process")]
     Moved(String),

@@ -37,9 +37,10 @@ pub(crate) fn filter_of(projection: &dyn Projection) -> Filter {
 
 /// Feeds an instance until `stop`; begins anew from the stored checkpoints whenever something fails.
 pub async fn run(feed: Feed, target: Target, stop: CancellationToken) {
+    let mut from_the_beginning = true;
     while !stop.is_cancelled() {
         let followed = match &feed.kafka {
-            Some(kafka) => topic::follow(&feed, kafka, target, &stop).await,
+            Some(kafka) => topic::follow(&feed, kafka, target, &stop, &mut from_the_beginning).await,
             None => follow(&feed, target, &stop).await,
         };
         match followed {

@@ -67,6 +67,8 @@ pub struct Feed {
     pub views: PgConnectOptions,
     /// Bounds.
     pub config: ProjectorConfig,
+    /// Only these projections; empty: all.
+    pub only: Vec<String>,
 }
 
 /// Feeds every live and every former instance.
@@ -129,7 +131,9 @@ async fn watch(pool: &PgPool, feed: &Feed, runners: &mut Runners) -> Result<(), 
 
 /// Starts what is to be fed and is not, and stops what is fed and is gone.
 fn adjust(instances: &[Instance], feed: &Feed, runners: &mut Runners) {
-    let fed = |instance: &&Instance| instance.state != State::Building;
+    let fed = |instance: &&Instance| {
+        instance.state != State::Building && (feed.only.is_empty() || feed.only.contains(&instance.name))
+    };
     runners.retain(|(name, number), (stop, _)| {
         let stays = instances.iter().filter(fed).any(|i| i.name == *name && i.instance == *number);
         if !stays {

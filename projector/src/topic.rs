@@ -19,11 +19,14 @@ use crate::runner::filter_of;
 use crate::supervisor::{Feed, ProjectorConfig};
 use crate::worker::{Checkpoint, Chunk, ReadTo, Target, Worker, connect};
 
+/// Follows until `stop`. `from_the_beginning`: whether a view that has nothing yet may read the topic from its first
+/// record, which says whether anything came before it; it is cleared when that is so.
 pub(crate) async fn follow(
     feed: &Feed,
     kafka: &KafkaConfig,
     target: Target,
     stop: &CancellationToken,
+    from_the_beginning: &mut bool,
 ) -> Result<(), ProjectorError> {
     let Feed { log, views: options, config, .. } = feed;
     topic::ensure(kafka).await?;
@@ -46,7 +49,7 @@ pub(crate) async fn follow(
                 let mut all = BTreeMap::new();
                 for worker in &mut workers {
                     worker.retry_parked(log).await?;
-                    all.extend(begin(log, worker, config, target, &ends).await?);
+                    all.extend(begin(log, worker, config, target, &ends, *from_the_beginning).await?);
                 }
                 tracing::info!(?target, partitions = ?ends.keys(), "a projection follows the topic");
                 starts.send(all).ok();
@@ -57,9 +60,13 @@ pub(crate) async fn follow(
                     partition,
                     "the topic does not go on where it was read to: reading the log"
                 );
-                let pool = connect(options).await?;
-                forget_offset(pool, target, partition).await?;
-                return Err(ProjectorError::Moved(format!("{name} instance {}", target.instance)));
+                *from_the_beginning = false;
+                forget_offset(connect(options).await?, target, partition).await?;
+                return Err(ProjectorError::OtherTopic {
+                    name: name.to_owned(),
+                    instance: target.instance,
+                    partition,
+                });
             }
             Some(Ok(Portion::Records(records))) => take(log, &mut workers, target, records).await?,
         }
@@ -91,6 +98,7 @@ async fn begin(
     config: &ProjectorConfig,
     target: Target,
     ends: &BTreeMap<i16, i64>,
+    from_the_beginning: bool,
 ) -> Result<BTreeMap<i16, Start>, ProjectorError> {
     // Everything before `ends` had been committed to the log before this is asked.
     let head = log.head().await?;
@@ -99,7 +107,10 @@ async fn begin(
     }
     let known = |(&partition, at): (&i16, &Checkpoint)| {
         let said = Head { epoch: at.epoch, position: at.position };
-        Some((partition, Start::At { offset: at.offset?, said }))
+        // A topic that holds everything begins with a record that says so.
+        let holds_any = ends.get(&partition).is_some_and(|&end| end > 0);
+        let first = (from_the_beginning && at.position == 0 && holds_any).then_some(0);
+        Some((partition, Start::At { offset: at.offset.or(first)?, said }))
     };
     if let Some(starts) = worker.checkpoints().iter().map(known).collect() {
         return Ok(starts);

@@ -272,4 +272,22 @@ async fn views_from_the_topic_are_those_from_the_log() {
         .await
         .unwrap();
     assert_eq!(strays, 2 * i64::from(PARTITIONS), "each is written down");
+
+    // A view that begins now takes all of it from the topic, the strays between included.
+    let late = postgres.database().await;
+    let settings = [
+        ("TIDEMARK_VIEWS_URL", late.as_str()),
+        ("TIDEMARK_KAFKA_BROKERS", address.as_str()),
+        ("TIDEMARK_KAFKA_GROUP", "late"),
+    ];
+    let _late = Shop::part("projector", &url, &settings).await;
+    let pool_late = sqlx::PgPool::connect(&late).await.unwrap();
+    stands_at(&pool_late, position).await;
+    assert_eq!(rows(&pool_late).await, rows(&pool_other).await);
+    let from_log: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM views.checkpoints WHERE source_offset IS NULL")
+            .fetch_one(&pool_late)
+            .await
+            .unwrap();
+    assert_eq!(from_log, 0, "every partition of every view came from the topic");
 }

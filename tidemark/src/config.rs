@@ -205,6 +205,9 @@ pub(crate) struct ProjectorOptions {
     pub(crate) kafka: KafkaOptions,
     #[command(flatten)]
     pub(crate) projector: ProjectionOptions,
+    /// Only these projections, with commas between [default: all]
+    #[arg(long, env = "TIDEMARK_PROJECTIONS", value_name = "NAMES", value_delimiter = ',', value_parser = projection)]
+    pub(crate) projections: Vec<String>,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -305,6 +308,11 @@ pub(crate) struct CompleteJourneyOptions {
     pub(crate) report: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) data: DataOptions,
+}
+
+/// The name of a projection.
+fn projection(name: &str) -> Result<String, String> {
+    tidemark_projector::find(name).map(|found| found.name().to_owned()).map_err(|error| error.to_string())
 }
 
 /// A number and its unit: s, m, h or d.

@@ -120,6 +120,7 @@ pub(crate) async fn projector(options: ProjectorOptions) -> Result<(), Failure> 
         kafka: options.kafka.config(),
         views,
         config: options.projector.config(),
+        only: options.projections,
     };
     process.parts.push(Supervisor::spawn(feed, process.parts_stop.clone()));
     let health = Health {

@@ -67,6 +67,7 @@ async fn shop(
             kafka: None,
             views: database.options.clone(),
             config: options.projector.config(),
+            only: Vec::new(),
         };
         (feed.log.clone(), Supervisor::spawn(feed, parts_stop.clone()))
     };

@@ -9,6 +9,7 @@ mod reads;
 mod rebuild;
 pub(crate) mod replay;
 mod search;
+mod stream;
 
 use std::path::PathBuf;
 
@@ -50,10 +51,12 @@ pub(crate) enum Figure {
     Rebuild,
     /// The whole log as NDJSON over HTTP
     Replay,
+    /// The whole log to Kafka, and the orders view from there
+    Stream,
 }
 
 /// What needs a log of many events: the imported one if there is the data set, else what the others left.
-const WHOLE_LOG: [Figure; 3] = [Figure::Memory, Figure::Rebuild, Figure::Replay];
+const WHOLE_LOG: [Figure; 4] = [Figure::Memory, Figure::Rebuild, Figure::Replay, Figure::Stream];
 
 /// What a run was asked for.
 #[derive(Debug, Clone)]
@@ -127,7 +130,7 @@ pub(crate) async fn all(settings: &Settings) -> Result<Report, BenchError> {
         }
         let staff = shop.token("staff", Uuid::now_v7()).await?;
         report.add("import", import::import(&shop, &staff, data).await);
-        on_whole_log(settings, &shop, &staff, "after the import", &mut report).await;
+        on_whole_log(settings, &scratch, &shop, &staff, "after the import", &mut report).await;
         tell_if_broken(&report, &shop);
     }
     Ok(report)
@@ -167,12 +170,19 @@ async fn on_filled_shop(
         report.add("lag", lag::lag(&stage, peak).await);
     }
     if !imports {
-        on_whole_log(settings, shop, &seeded.staff, "without an import", report).await;
+        on_whole_log(settings, scratch, shop, &seeded.staff, "without an import", report).await;
     }
     Ok(())
 }
 
-async fn on_whole_log(settings: &Settings, shop: &Shop, staff: &str, when: &str, report: &mut Report) {
+async fn on_whole_log(
+    settings: &Settings,
+    scratch: &Scratch,
+    shop: &Shop,
+    staff: &str,
+    when: &str,
+    report: &mut Report,
+) {
     if settings.wants(Figure::Memory) {
         report.add("memory", memory::memory(shop, when).await);
     }
@@ -181,6 +191,9 @@ async fn on_whole_log(settings: &Settings, shop: &Shop, staff: &str, when: &str,
     }
     if settings.wants(Figure::Replay) {
         report.add("replay", replay::replay(settings, shop, staff).await);
+    }
+    if settings.wants(Figure::Stream) {
+        report.add("stream", stream::stream(scratch, shop, staff).await);
     }
 }
 

@@ -81,6 +81,7 @@ async fn import(database: &Database, products: &Path, lines: &Path, report: &Pat
             kafka: None,
             views: database.options.clone(),
             config: ProjectorConfig::default(),
+            only: Vec::new(),
         },
         stop.clone(),
     );
