@@ -140,6 +140,16 @@ impl Standing {
         self.views.subscribe()
     }
 
+    /// Whether there is a live instance of every view.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.views.borrow().iter().all(|stands| stands.instance > 0)
+    }
+
+    /// How long to wait for a notification: briefly while the first projector is yet to make the views.
+    fn poll(&self) -> Duration {
+        if self.is_complete() { POLL } else { POLL / 10 }
+    }
+
     /// Whether the feed has answered lately: only then may what is in memory be served.
     pub(crate) fn is_fresh(&self) -> bool {
         let verified = self.verified.load(Ordering::Acquire);
@@ -190,7 +200,9 @@ async fn listen(state: &QueryState, pool: &sqlx::PgPool) -> Result<(), ViewError
             // One read answers all notifications that have come meanwhile.
             if listener.next_buffered().is_some() {
                 while listener.next_buffered().is_some() {}
-            } else if let Ok(received) = tokio::time::timeout(POLL, listener.try_recv()).await {
+            } else if let Ok(received) =
+                tokio::time::timeout(state.0.standing.poll(), listener.try_recv()).await
+            {
                 received?;
             }
         }
@@ -229,7 +241,7 @@ async fn advance(
 ) -> Result<bool, ViewError> {
     let changes = feed::after(connection, number).await?;
     let Some(last) = changes.last().map(|change| change.number) else {
-        if state.0.standing.views.borrow().iter().any(|stands| stands.instance == 0) {
+        if !state.0.standing.is_complete() {
             look(state, connection).await?;
         }
         // A number below the one known: the views were restored to an earlier state.

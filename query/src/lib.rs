@@ -111,7 +111,7 @@ impl QueryState {
     /// Whether the views can be read now.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.0.standing.is_fresh()
+        self.0.standing.is_fresh() && self.0.standing.is_complete()
     }
 
     /// Closes the pool.
