@@ -166,6 +166,77 @@ async fn the_topic_is_the_log_whoever_publishes_and_whatever_is_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_lost_its_end_is_published_anew_from_the_fork_and_views_beyond_it_mix_nothing() {
+    let (postgres, elsewhere, broker) = tokio::join!(Postgres::start(), Postgres::start(), Broker::start());
+    let (url, views) = (postgres.database().await, elsewhere.database().await);
+    let address = broker.address();
+    let service = commands(&url, &broker).await;
+    let settings = [("TIDEMARK_VIEWS_URL", views.as_str()), ("TIDEMARK_KAFKA_BROKERS", address.as_str())];
+    let _projector = Shop::part("projector", &url, &settings).await;
+    let pool_views = sqlx::PgPool::connect(&views).await.unwrap();
+    let product = service.product("E", 100).await;
+    let kept = service.order(&product, 1, "kept").await.unwrap();
+    let fork = kept.body["position"].as_i64().unwrap();
+    stands_at(&pool_views, fork).await;
+    postgres.kill();
+    postgres.copy_as_replica();
+    postgres.launch().await;
+    let mut beyond = 0;
+    for n in 0..3 {
+        let lost = until("orders are taken again", async || {
+            service.order(&product, 5, &format!("lost {n}")).await.ok().filter(|answer| answer.status == 201)
+        })
+        .await;
+        beyond = lost.body["position"].as_i64().unwrap();
+    }
+    stands_at(&pool_views, beyond).await;
+    let shown = rows(&pool_views).await;
+
+    postgres.kill();
+    postgres.put_replica_in_place();
+    postgres.launch().await;
+    sqlx::query("SELECT pg_promote()").execute(&sqlx::PgPool::connect(&url).await.unwrap()).await.unwrap();
+    let new = until("orders are taken by the promoted server", async || {
+        service.order(&product, 1, "new").await.ok().filter(|answer| answer.status == 201)
+    })
+    .await;
+    assert!(new.header("tidemark-position").starts_with("2-"), "{}", new.header("tidemark-position"));
+    let pool = service.pool().await;
+    let log: Vec<RecordedEvent> = events(&pool).await;
+    let head = log.last().unwrap().position;
+    assert!(head < beyond, "the log is shorter than what was published");
+    let content = until("the new epoch is published", async || {
+        let content = tokio::task::block_in_place(|| broker.content(TOPIC, PARTITIONS.into()));
+        let reached = |records: &Vec<tidemark_kafka::record::Record>| {
+            records.last().is_some_and(|record| record.at.epoch == 2 && record.at.position >= head)
+        };
+        content.iter().all(reached).then_some(content)
+    })
+    .await;
+    let mut second: Vec<RecordedEvent> = Vec::new();
+    for records in content {
+        assert!(
+            records.is_sorted_by_key(|record| record.at),
+            "within a partition, the new epoch follows the old one"
+        );
+        second.extend(
+            records.into_iter().filter(|record| record.at.epoch == 2).filter_map(|record| record.event),
+        );
+    }
+    second.sort_unstable_by_key(|event| event.position);
+    let expected: Vec<RecordedEvent> = log.into_iter().filter(|event| event.position > fork).collect();
+    assert_eq!(second, expected, "of the new epoch the topic holds what the log holds behind the fork");
+    // The views hold what was lost: nothing of the new epoch is put on top of that.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(rows(&pool_views).await, shown);
+    let epochs: Vec<i32> = sqlx::query_scalar("SELECT DISTINCT epoch FROM views.checkpoints")
+        .fetch_all(&pool_views)
+        .await
+        .unwrap();
+    assert_eq!(epochs, [1]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn views_from_the_topic_are_those_from_the_log() {
     let (postgres, broker) = tokio::join!(Postgres::start(), Broker::start());
     let (url, other) = (postgres.database().await, postgres.database().await);
