@@ -226,7 +226,12 @@ async fn a_log_that_lost_its_end_is_published_anew_from_the_fork_and_views_beyon
     second.sort_unstable_by_key(|event| event.position);
     let expected: Vec<RecordedEvent> = log.into_iter().filter(|event| event.position > fork).collect();
     assert_eq!(second, expected, "of the new epoch the topic holds what the log holds behind the fork");
-    // The views hold what was lost: nothing of the new epoch is put on top of that.
+    // The views hold what was lost: nothing of the new epoch is put on top of that, also when it is past their place.
+    for n in 0..6 {
+        let more = service.order(&product, 1, &format!("more {n}")).await.unwrap();
+        assert_eq!(more.status, 201, "{}", more.text);
+        assert!(n < 5 || more.body["position"].as_i64().unwrap() > beyond);
+    }
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(rows(&pool_views).await, shown);
     let epochs: Vec<i32> = sqlx::query_scalar("SELECT DISTINCT epoch FROM views.checkpoints")
