@@ -366,4 +366,19 @@ async fn views_from_the_topic_are_those_from_the_log() {
             .await
             .unwrap();
     assert_eq!(from_log, 0, "every partition of every view came from the topic");
+
+    // Built anew from the log, it goes on with the topic.
+    let rebuilt = crate::harness::tidemark()
+        .args(["rebuild", "orders"])
+        .env("TIDEMARK_LOG_URL", &url)
+        .env("TIDEMARK_VIEWS_URL", &late)
+        .status()
+        .await
+        .unwrap();
+    assert!(rebuilt.success());
+    let answer = service.order(&products[0], 1, "after the rebuild").await.unwrap();
+    let position: i64 = answer.body["position"].as_i64().unwrap();
+    stands_at(&pool_late, position).await;
+    stands_at(&pool_other, position).await;
+    assert_eq!(rows(&pool_late).await, rows(&pool_other).await);
 }

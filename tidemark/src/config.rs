@@ -283,6 +283,24 @@ pub(crate) struct RebuildOptions {
     /// Go back to the instance before the last rebuild
     #[arg(long)]
     pub(crate) back: bool,
+    /// The PostgreSQL of the log, where the shop is many processes
+    #[arg(
+        long,
+        env = "TIDEMARK_LOG_URL",
+        value_name = "URL",
+        hide_env_values = true,
+        requires = "views_url"
+    )]
+    pub(crate) log_url: Option<String>,
+    /// The PostgreSQL of the views, with that of the log
+    #[arg(
+        long,
+        env = "TIDEMARK_VIEWS_URL",
+        value_name = "URL",
+        hide_env_values = true,
+        requires = "log_url"
+    )]
+    pub(crate) views_url: Option<String>,
     #[command(flatten)]
     pub(crate) data: DataOptions,
 }

@@ -56,7 +56,7 @@ impl Process {
 }
 
 /// The views' database, with its schema as this program needs it.
-async fn views(url: &str) -> Result<PgConnectOptions, Failure> {
+pub(crate) async fn views(url: &str) -> Result<PgConnectOptions, Failure> {
     let options = url_options("TIDEMARK_VIEWS_URL", url)?;
     wait_for("TIDEMARK_VIEWS_URL", &options).await;
     let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options.clone());

@@ -3,26 +3,37 @@
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use sqlx::postgres::PgConnectOptions;
+use tidemark_events::log::Log;
 use tidemark_projector::{Progress, rebuild, switch_back};
 use tokio_util::sync::CancellationToken;
 
-use crate::Failure;
 use crate::config::RebuildOptions;
-use crate::database::Database;
+use crate::database::{Database, pool, url_options};
+use crate::{Failure, processes};
+
+/// Connections for reading the log.
+const LOG_CONNECTIONS: u32 = 3;
 
 pub(crate) async fn run(options: RebuildOptions) -> Result<(), Failure> {
     // An unknown name is a mistake of whoever typed it, not worth a database.
     tidemark_projector::find(&options.name).map_err(|error| Failure::Configuration(error.to_string()))?;
+    if let (Some(log), Some(views)) = (&options.log_url, &options.views_url) {
+        let views = processes::views(views).await?;
+        let pool = pool(&url_options("TIDEMARK_LOG_URL", log)?, LOG_CONNECTIONS);
+        Log::migrate(&pool).await?;
+        return build(&options, &Log::new(pool), &views).await;
+    }
     let database = Database::open(&options.data, false).await?;
-    let built = build(&options, &database).await;
+    let built =
+        async { build(&options, &database.log(LOG_CONNECTIONS).await?, &database.options).await }.await;
     database.close().await?;
     built
 }
 
-async fn build(options: &RebuildOptions, database: &Database) -> Result<(), Failure> {
-    let log = database.log(3).await?;
+async fn build(options: &RebuildOptions, log: &Log, views: &PgConnectOptions) -> Result<(), Failure> {
     if options.back {
-        let instance = switch_back(&log, &database.options, &options.name).await?;
+        let instance = switch_back(log, views, &options.name).await?;
         tracing::info!(name = options.name, instance, "readers are back on the former instance");
         return Ok(());
     }
@@ -48,7 +59,7 @@ async fn build(options: &RebuildOptions, database: &Database) -> Result<(), Fail
         Progress::Indexing => bar.set_message("making indexes"),
         Progress::Switched { .. } => bar.finish_and_clear(),
     };
-    let instance = rebuild(&log, &database.options, &options.name, &stop, report).await?;
+    let instance = rebuild(log, views, &options.name, &stop, report).await?;
     let head = log.head().await?.position;
     let seconds = started.elapsed().as_secs_f64();
     #[expect(
