@@ -3,7 +3,7 @@
 CARGO ?= cargo
 RUN_ARGS ?=
 
-.PHONY: run test check bench cluster cluster-stop import schemas fmt setup setup-test setup-cluster setup-bench
+.PHONY: run test check bench cluster cluster-stop schemas fmt setup setup-test setup-cluster setup-bench
 
 run: setup            ## builds the shop and opens it on http://127.0.0.1:8080
 	$(CARGO) build --release --locked -p tidemark

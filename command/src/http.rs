@@ -190,7 +190,7 @@ fn respond(answer: Answer) -> Response {
             headers.insert(name, value);
         }
     };
-    insert("tidemark-position", format!("{}-{}", head.epoch, head.position));
+    insert("tidemark-position", head.to_string());
     if version > 0 {
         insert("etag", format!("\"{version}\""));
     }

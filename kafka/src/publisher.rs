@@ -309,7 +309,7 @@ fn write(
         send(producer, made)?;
     }
     watermarks(producer, config, *to, now)?;
-    let (place_topic, place) = (config.place_topic(), topic::place_text(*to));
+    let (place_topic, place) = (config.place_topic(), to.to_string());
     send(producer, BaseRecord::to(&place_topic).key("publisher").payload(place.as_str()).partition(0))?;
     // The library's own `flush` looks every tenth of a second; this is what it does, at once.
     let end = Instant::now() + TRANSACTION_WITHIN / 2;

@@ -98,16 +98,16 @@ pub fn headers(epoch: Epoch, event: &RecordedEvent) -> OwnedHeaders {
 
 /// The headers of a watermark.
 #[must_use]
-pub fn watermark(Head { epoch, position }: Head, at: DateTime<Utc>) -> OwnedHeaders {
+pub fn watermark(place: Head, at: DateTime<Utc>) -> OwnedHeaders {
     let texts = [
         ("content-type", CONTENT_TYPE.to_owned()),
         ("ce_specversion", "1.0".to_owned()),
-        ("ce_id", format!("{epoch}-{position}")),
+        ("ce_id", place.to_string()),
         ("ce_source", format!("{SOURCE}log")),
         ("ce_type", WATERMARK.to_owned()),
         ("ce_time", at.to_rfc3339_opts(SecondsFormat::Micros, true)),
-        ("ce_epoch", epoch.to_string()),
-        ("ce_position", position.to_string()),
+        ("ce_epoch", place.epoch.to_string()),
+        ("ce_position", place.position.to_string()),
     ];
     texts.iter().fold(OwnedHeaders::new_with_capacity(texts.len()), |headers, (key, value)| {
         headers.insert(Header { key, value: Some(value.as_str()) })

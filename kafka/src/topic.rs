@@ -118,7 +118,7 @@ fn last_place(consumer: &BaseConsumer<Quiet>, topic: &str, from: i64) -> Result<
             None => {}
             Some(Ok(record)) => {
                 let text = record.payload().and_then(|value| std::str::from_utf8(value).ok());
-                let head = text.and_then(parse_place).ok_or_else(|| {
+                let head = text.and_then(Head::parse).ok_or_else(|| {
                     StreamError::Topic(format!("record {} of topic {topic} is no place", record.offset()))
                 })?;
                 found = Some(head);
@@ -128,28 +128,4 @@ fn last_place(consumer: &BaseConsumer<Quiet>, topic: &str, from: i64) -> Result<
         }
     }
     Err(StreamError::Stuck("reading the publisher's place", ASK_WITHIN))
-}
-
-/// A place as it is written.
-pub(crate) fn place_text(place: Head) -> String {
-    format!("{}-{}", place.epoch, place.position)
-}
-
-fn parse_place(text: &str) -> Option<Head> {
-    let (epoch, position) = text.split_once('-')?;
-    Some(Head { epoch: epoch.parse().ok()?, position: position.parse().ok()? })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn places_are_read_as_they_are_written() {
-        let place = Head { epoch: 3, position: 42 };
-        assert_eq!(parse_place(&place_text(place)), Some(place));
-        for wrong in ["", "3", "3-", "-42", "a-b", "3-4-5"] {
-            assert_eq!(parse_place(wrong), None, "{wrong}");
-        }
-    }
 }

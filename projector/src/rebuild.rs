@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, Executor, PgConnection, Row};
 use tidemark_events::Position;
-use tidemark_events::log::Log;
+use tidemark_events::log::{Head, Log};
 use tidemark_views::feed;
 use tidemark_views::instance::{self, Instance, State};
 use tokio::sync::mpsc;
@@ -155,7 +155,7 @@ async fn catch_up(
                 }
                 position = page.read_to;
                 let chunk =
-                    Chunk { events: page.events, read_to: ReadTo::Position(position), epoch: page.epoch };
+                    Chunk { events: page.events, read_to: ReadTo::Log(Head { epoch: page.epoch, position }) };
                 if sender.send(chunk).await.is_err() {
                     break;
                 }
@@ -185,7 +185,10 @@ async fn fold_to(log: &Log, worker: &mut Worker, target: Target, to: Position) -
             break;
         }
         worker
-            .take(Chunk { events: page.events, read_to: ReadTo::Position(page.read_to), epoch: page.epoch })
+            .take(Chunk {
+                events: page.events,
+                read_to: ReadTo::Log(Head { epoch: page.epoch, position: page.read_to }),
+            })
             .await?;
     }
     Ok(())

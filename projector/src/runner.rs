@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use tidemark_events::log::{Filter, Log};
+use tidemark_events::log::{Filter, Head, Log};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -134,7 +134,7 @@ async fn follow(feed: &Feed, target: Target, stop: &CancellationToken) -> Result
                 }
             }
             for (channel, events) in channels.iter().zip(shares) {
-                let chunk = Chunk { events, read_to: ReadTo::Position(position), epoch: page.epoch };
+                let chunk = Chunk { events, read_to: ReadTo::Log(Head { epoch: page.epoch, position }) };
                 if channel.send(chunk).await.is_err() {
                     return ended(&mut tasks).await;
                 }
@@ -193,7 +193,7 @@ async fn work(
         };
         while let Ok(more) = chunks.try_recv() {
             chunk.events.extend(more.events);
-            (chunk.read_to, chunk.epoch) = (more.read_to, more.epoch);
+            chunk.read_to = more.read_to;
         }
         let oldest = chunk.events.first().map(|event| event.recorded_at);
         let taken = worker.take(chunk).await?;

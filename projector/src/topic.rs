@@ -55,11 +55,6 @@ pub(crate) async fn follow(
                 starts.send(all).ok();
             }
             Some(Ok(Portion::Unknown(partition))) => {
-                tracing::warn!(
-                    ?target,
-                    partition,
-                    "the topic does not go on where it was read to: reading the log"
-                );
                 *from_the_beginning = false;
                 forget_offset(connect(options).await?, target, partition).await?;
                 return Err(ProjectorError::OtherTopic {
@@ -122,7 +117,10 @@ async fn begin(
             let (epoch, position) = (page.epoch, worker.position());
             return Err(ProjectorError::LostEnd { epoch, head: page.read_to, position });
         }
-        let chunk = Chunk { events: page.events, read_to: ReadTo::Position(page.read_to), epoch: page.epoch };
+        let chunk = Chunk {
+            events: page.events,
+            read_to: ReadTo::Log(Head { epoch: page.epoch, position: page.read_to }),
+        };
         worker.take(chunk).await?;
     }
     let behind = |partition: &i16| Some((*partition, Start::Behind(*ends.get(partition)?)));
@@ -151,7 +149,7 @@ async fn take(
     let mut taking = Vec::with_capacity(workers.len());
     for worker in workers {
         let mut events = Vec::new();
-        let (mut read_to, mut strays, mut epoch) = (BTreeMap::new(), Vec::new(), 0);
+        let (mut read_to, mut strays) = (BTreeMap::new(), Vec::new());
         let mut repeated = 0;
         for (&partition, at) in worker.checkpoints() {
             let Some(portion) = records.remove(&partition) else { continue };
@@ -164,8 +162,7 @@ async fn take(
             same_history(log, *at, to.epoch).await?;
             repeated += portion.events.iter().filter(|event| event.position <= at.position).count();
             events.extend(portion.events);
-            read_to.insert(partition, (to.position, portion.offset));
-            epoch = epoch.max(to.epoch);
+            read_to.insert(partition, (to, portion.offset));
         }
         metrics::counter!("tidemark_projection_repeated_total", &labels).increment(repeated as u64);
         metrics::counter!("tidemark_projection_strays_total", &labels).increment(strays.len() as u64);
@@ -173,7 +170,7 @@ async fn take(
         // What belongs together has one key, and so one partition; this order is only what the log has, too.
         events.sort_unstable_by_key(|event| event.position);
         let oldest = events.first().map(|event| event.recorded_at);
-        let chunk = Chunk { events, read_to: ReadTo::Records(read_to), epoch };
+        let chunk = Chunk { events, read_to: ReadTo::Topic(read_to) };
         let labels = &labels;
         taking.push(async move {
             worker.note_strays(&strays).await?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, Executor, PgConnection, Row};
-use tidemark_events::log::{Filter, Log};
+use tidemark_events::log::{Filter, Head, Log};
 use tidemark_events::{Epoch, Position, RecordedEvent};
 use tidemark_kafka::source::Stray;
 use tidemark_views::{PARTITIONS, feed, partition_of};
@@ -49,17 +49,16 @@ pub struct Chunk {
     pub events: Vec<RecordedEvent>,
     /// Up to where that is everything.
     pub read_to: ReadTo,
-    /// The epoch of the log.
-    pub epoch: Epoch,
 }
 
 /// Up to where a chunk is everything.
 #[derive(Debug)]
 pub enum ReadTo {
     /// In every partition: it was read from the log.
-    Position(Position),
-    /// In these partitions, with the last record of each: it was read from the topic.
-    Records(BTreeMap<i16, (Position, i64)>),
+    Log(Head),
+    /// In these partitions, each with what its last record said and that record's offset: it was read from the topic.
+    /// Each has an epoch of its own, since a new one comes to them at different times.
+    Topic(BTreeMap<i16, (Head, i64)>),
 }
 
 /// Where a partition stands.
@@ -171,7 +170,7 @@ impl Worker {
     /// [`ProjectorError::Moved`] when somebody else has moved a checkpoint: what this worker knows is old, nothing
     /// was done. Else the database's; nothing was done then either.
     pub async fn take(&mut self, chunk: Chunk) -> Result<usize, ProjectorError> {
-        let moves = self.moves(&chunk.read_to, chunk.epoch);
+        let moves = self.moves(&chunk.read_to);
         if moves.is_empty() {
             return Ok(0);
         }
@@ -203,26 +202,24 @@ impl Worker {
     }
 
     /// Which of its partitions a chunk moves, and where to.
-    fn moves(&self, read_to: &ReadTo, epoch: Epoch) -> BTreeMap<i16, Checkpoint> {
+    fn moves(&self, read_to: &ReadTo) -> BTreeMap<i16, Checkpoint> {
         let to = |partition: i16, at: &Checkpoint| match read_to {
-            ReadTo::Position(position) => (*position > at.position).then_some((*position, None)),
-            // A record that says nothing new still tells from where to read on.
-            ReadTo::Records(records) => records
+            ReadTo::Log(Head { epoch, position }) => (*position > at.position).then_some(Checkpoint {
+                epoch: *epoch,
+                position: *position,
+                offset: None,
+            }),
+            // A record that says nothing new still tells from where to read on; one from before tells nothing.
+            ReadTo::Topic(records) => records
                 .get(&partition)
-                .map(|&(position, offset)| {
-                    (position.max(at.position), (position >= at.position).then_some(offset))
-                })
-                .filter(|&(position, offset)| {
-                    position > at.position || (offset.is_some() && offset > at.offset)
+                .filter(|(head, offset)| (head.position, Some(*offset)) > (at.position, at.offset))
+                .map(|&(Head { epoch, position }, offset)| Checkpoint {
+                    epoch,
+                    position,
+                    offset: Some(offset),
                 }),
         };
-        self.checkpoints
-            .iter()
-            .filter_map(|(&partition, at)| {
-                let (position, offset) = to(partition, at)?;
-                Some((partition, Checkpoint { epoch, position, offset }))
-            })
-            .collect()
+        self.checkpoints.iter().filter_map(|(&partition, at)| Some((partition, to(partition, at)?))).collect()
     }
 
     /// One try. `isolate`: look for the culprit and park it, instead of failing. Returns the keys parked now.

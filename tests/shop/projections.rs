@@ -9,7 +9,7 @@ use tidemark_command::decision::Happened;
 use tidemark_command::testing::{
     CUSTOMER, World, cancel, deliver, euros, order, place, product, ship, stock,
 };
-use tidemark_events::log::{Log, connect_options};
+use tidemark_events::log::{Head, Log, connect_options};
 use tidemark_events::{Metadata, RecordedEvent};
 use tidemark_projector::supervisor::ensure_live;
 use tidemark_projector::worker::{Chunk, ReadTo, Target, Worker, connect, partitions_of};
@@ -98,8 +98,7 @@ impl Views {
                 worker
                     .take(Chunk {
                         events: batch.cloned().collect(),
-                        read_to: ReadTo::Position(read_to),
-                        epoch: 1,
+                        read_to: ReadTo::Log(Head { epoch: 1, position: read_to }),
                     })
                     .await
                     .unwrap();
@@ -234,12 +233,35 @@ async fn a_worker_that_slept_finds_its_checkpoint_moved_and_stops() {
     let events = recorded(&[stock(LAMP).received(10), stock(LAMP).received(5)].concat());
     let mut asleep = views.worker("stock", 0, 1).await;
     views.apply("stock", &events, &[], 1).await;
-    let late = asleep.take(Chunk { events: events.clone(), read_to: ReadTo::Position(2), epoch: 1 }).await;
+    let late = asleep
+        .take(Chunk { events: events.clone(), read_to: ReadTo::Log(Head { epoch: 1, position: 2 }) })
+        .await;
     assert!(matches!(late, Err(ProjectorError::Moved(_))), "{late:?}");
     assert_eq!(views.rows("stock").await[0]["available"], 15, "and nothing counts twice");
     // Begun anew from where it stands, it skips what is done.
     views.apply("stock", &events, &[1], 2).await;
     assert_eq!(views.rows("stock").await[0]["available"], 15);
+}
+
+/// A new epoch comes to the topic's partitions at different times: one that has not seen it keeps its own, or nobody
+/// would compare it with the fork any more.
+#[tokio::test]
+async fn each_partition_stands_in_the_epoch_of_its_own_last_record() {
+    let views = Views::new().await;
+    let mut worker = views.worker("stock", 0, 1).await;
+    let to = |epoch, position, offset| (Head { epoch, position }, offset);
+    let read_to = ReadTo::Topic([(0, to(2, 9, 4)), (1, to(1, 7, 3))].into());
+    worker.take(Chunk { events: Vec::new(), read_to }).await.unwrap();
+    // The same place again says only from where to read on; one from before says nothing.
+    let read_to = ReadTo::Topic([(0, to(2, 9, 6)), (1, to(1, 5, 8))].into());
+    worker.take(Chunk { events: Vec::new(), read_to }).await.unwrap();
+    let stored: Vec<(i32, i64, Option<i64>)> = sqlx::query_as(
+        "SELECT epoch, position, source_offset FROM views.checkpoints WHERE name = 'stock' ORDER BY partition LIMIT 3",
+    )
+    .fetch_all(&views.pool)
+    .await
+    .unwrap();
+    assert_eq!(stored, [(2, 9, Some(6)), (1, 7, Some(3)), (1, 0, None)]);
 }
 
 #[tokio::test]

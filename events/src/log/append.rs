@@ -498,7 +498,7 @@ async fn write(
     .bind(streams.of(row_types.stream))
     .bind(answers.of(row_types.answer))
     .bind(wake::CHANNEL)
-    .bind(format!("{}-{position}", start.epoch))
+    .bind(batch.head().to_string())
     .fetch_optional(connection)
     .await?;
     Ok(row.is_some())

@@ -93,6 +93,22 @@ pub struct Head {
     pub position: Position,
 }
 
+/// As clients, notifications and the topic have it: `epoch-position`.
+impl std::fmt::Display for Head {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.epoch, self.position)
+    }
+}
+
+impl Head {
+    /// Reads what [`Display`](std::fmt::Display) writes, `None` if it is anything else.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (epoch, position) = text.split_once('-')?;
+        Some(Self { epoch: epoch.parse().ok()?, position: position.parse().ok()? })
+    }
+}
+
 /// The log, for reading and for waiting. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Log {
@@ -183,4 +199,18 @@ pub fn connect_options(url: &str) -> Result<PgConnectOptions, sqlx::Error> {
 #[must_use]
 pub fn with_settings(options: PgConnectOptions) -> PgConnectOptions {
     options.options([("plan_cache_mode", "force_custom_plan"), ("jit", "off")])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_are_read_as_they_are_written() {
+        let head = Head { epoch: 3, position: 42 };
+        assert_eq!(Head::parse(&head.to_string()), Some(head));
+        for wrong in ["", "3", "3-", "-42", "a-b", "3-4-5"] {
+            assert_eq!(Head::parse(wrong), None, "{wrong}");
+        }
+    }
 }

@@ -87,7 +87,7 @@ impl Log {
         loop {
             match tokio::time::timeout(POLL, listener.try_recv()).await {
                 Ok(Ok(Some(notification))) => {
-                    if let Some(head) = parse(notification.payload()) {
+                    if let Some(head) = Head::parse(notification.payload()) {
                         self.committed(head);
                     }
                 }
@@ -97,9 +97,4 @@ impl Log {
             }
         }
     }
-}
-
-fn parse(payload: &str) -> Option<Head> {
-    let (epoch, position) = payload.split_once('-')?;
-    Some(Head { epoch: epoch.parse().ok()?, position: position.parse().ok()? })
 }
