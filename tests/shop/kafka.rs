@@ -101,6 +101,20 @@ async fn stands_at(pool: &PgPool, position: i64) {
     .await;
 }
 
+/// Both stand there, and hold the same.
+async fn same_at(position: i64, one: &PgPool, other: &PgPool) {
+    stands_at(one, position).await;
+    stands_at(other, position).await;
+    assert_eq!(rows(one).await, rows(other).await);
+}
+
+/// Orders one unit; the position that views must come to.
+async fn one_more(service: &Shop, product: &str, key: &str) -> i64 {
+    let answer = service.order(product, 1, key).await.unwrap();
+    assert_eq!(answer.status, 201, "{}", answer.text);
+    answer.body["position"].as_i64().unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_topic_is_the_log_whoever_publishes_and_whatever_is_killed() {
     let (postgres, broker) = tokio::join!(Postgres::start(), Broker::start());
@@ -307,10 +321,8 @@ async fn views_from_the_topic_are_those_from_the_log() {
     let pool = service.pool().await;
     let pool_other = sqlx::PgPool::connect(&other).await.unwrap();
     let head: i64 = sqlx::query_scalar("SELECT position FROM log.head").fetch_one(&pool).await.unwrap();
-    stands_at(&pool, head).await;
-    stands_at(&pool_other, head).await;
+    same_at(head, &pool, &pool_other).await;
     audit(&pool).await;
-    assert_eq!(rows(&pool).await, rows(&pool_other).await);
     signal(&projectors[0], Signal::CONT);
     tokio::time::sleep(Duration::from_millis(700)).await;
     assert_eq!(rows(&pool).await, rows(&pool_other).await, "who wakes up late does no harm");
@@ -332,11 +344,8 @@ async fn views_from_the_topic_are_those_from_the_log() {
         )
         .unwrap();
     producer.flush(Duration::from_secs(10)).unwrap();
-    let answer = service.order(&products[0], 1, "after the strays").await.unwrap();
-    let position: i64 = answer.body["position"].as_i64().unwrap();
-    stands_at(&pool, position).await;
-    stands_at(&pool_other, position).await;
-    assert_eq!(rows(&pool).await, rows(&pool_other).await);
+    let position = one_more(&service, &products[0], "after the strays").await;
+    same_at(position, &pool, &pool_other).await;
     let from_topic: i64 =
         sqlx::query_scalar("SELECT count(*) FROM views.checkpoints WHERE source_offset IS NOT NULL")
             .fetch_one(&pool)
@@ -358,8 +367,7 @@ async fn views_from_the_topic_are_those_from_the_log() {
     ];
     let _late = Shop::part("projector", &url, &settings).await;
     let pool_late = sqlx::PgPool::connect(&late).await.unwrap();
-    stands_at(&pool_late, position).await;
-    assert_eq!(rows(&pool_late).await, rows(&pool_other).await);
+    same_at(position, &pool_late, &pool_other).await;
     let from_log: i64 =
         sqlx::query_scalar("SELECT count(*) FROM views.checkpoints WHERE source_offset IS NULL")
             .fetch_one(&pool_late)
@@ -376,9 +384,6 @@ async fn views_from_the_topic_are_those_from_the_log() {
         .await
         .unwrap();
     assert!(rebuilt.success());
-    let answer = service.order(&products[0], 1, "after the rebuild").await.unwrap();
-    let position: i64 = answer.body["position"].as_i64().unwrap();
-    stands_at(&pool_late, position).await;
-    stands_at(&pool_other, position).await;
-    assert_eq!(rows(&pool_late).await, rows(&pool_other).await);
+    let position = one_more(&service, &products[0], "after the rebuild").await;
+    same_at(position, &pool_late, &pool_other).await;
 }

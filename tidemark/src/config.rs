@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use tidemark_command::WriterConfig;
-use tidemark_http::Role;
+use tidemark_http::{Access, Role};
 use tidemark_kafka::KafkaConfig;
 use tidemark_projector::ProjectorConfig;
 use tidemark_query::QueryConfig;
 use uuid::Uuid;
+
+use crate::database::data_dir;
+use crate::{Failure, keys};
 
 /// Tidemark: an event-sourced CQRS commerce backend.
 #[derive(Debug, Parser)]
@@ -232,6 +235,13 @@ pub(crate) struct KeyOptions {
     pub(crate) data_dir: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) key: TokenKeyOptions,
+}
+
+impl KeyOptions {
+    /// What tokens are checked with.
+    pub(crate) fn access(&self) -> Result<Access, Failure> {
+        keys::access(&data_dir(self.data_dir.as_deref())?, &self.key)
+    }
 }
 
 #[derive(Debug, Clone, Args)]

@@ -1,50 +1,93 @@
 //! `tidemark command`, `tidemark projector`, `tidemark query`: the parts of the shop as processes of their own, any
 //! number of each.
 
+use metrics_exporter_prometheus::PrometheusHandle;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tidemark_command::{CommandState, Writer};
 use tidemark_events::log::Log;
 use tidemark_projector::{Feed, Supervisor};
 use tidemark_query::QueryState;
+use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use utoipa_axum::router::OpenApiRouter;
 
-use crate::config::{CommandOptions, ProjectorOptions, QueryOptions};
-use crate::database::{self, pool, url_options, wait_for};
+use crate::Failure;
+use crate::config::{CommandOptions, ProjectorOptions, QueryOptions, ServeOptions};
+use crate::database::{pool, url_options, wait_for};
 use crate::service::{Health, join, listen, router, serve_until, stop_on_signals};
 use crate::up::{END_WITHIN, LOG_CONNECTIONS, PROJECTOR_CONNECTIONS};
-use crate::{Failure, keys};
 
-/// What all three begin with.
+/// What all three begin and end with.
 struct Process {
+    listener: TcpListener,
+    stop: CancellationToken,
     log: Log,
     log_options: PgConnectOptions,
-    metrics: metrics_exporter_prometheus::PrometheusHandle,
+    metrics: PrometheusHandle,
     /// Ends the parts, after the last request.
     parts_stop: CancellationToken,
     parts: Vec<JoinHandle<()>>,
 }
 
 impl Process {
-    async fn begin(log_url: &str, connections: u32) -> Result<Self, Failure> {
+    /// Takes signals and the address first, then waits for the log's database and, if need be, for the views'. `None`:
+    /// it was stopped meanwhile.
+    async fn begin(
+        serve: &ServeOptions,
+        log_url: &str,
+        connections: u32,
+        views_url: Option<&str>,
+    ) -> Result<Option<(Self, Option<PgConnectOptions>)>, Failure> {
+        let stop = CancellationToken::new();
+        stop_on_signals(&stop)?;
+        let listener = listen(serve.listen).await?;
+        let databases = async {
+            let log_options = url_options("TIDEMARK_LOG_URL", log_url)?;
+            wait_for("TIDEMARK_LOG_URL", &log_options).await;
+            let pool = pool(&log_options, connections);
+            Log::migrate(&pool).await?;
+            let views_options = match views_url {
+                Some(url) => Some(views(url).await?),
+                None => None,
+            };
+            Ok::<_, Failure>((log_options, Log::new(pool), views_options))
+        };
+        let (log_options, log, views_options) = tokio::select! {
+            databases = databases => databases?,
+            () = stop.cancelled() => return Ok(None),
+        };
+        log.committed(log.head().await?);
         let parts_stop = CancellationToken::new();
         let metrics = tidemark_http::metrics::install(parts_stop.clone())
             .map_err(|error| Failure::Configuration(format!("the metrics registry: {error}")))?;
-        let log_options = url_options("TIDEMARK_LOG_URL", log_url)?;
-        wait_for("TIDEMARK_LOG_URL", &log_options).await;
-        let pool = pool(&log_options, connections);
-        Log::migrate(&pool).await?;
-        let log = Log::new(pool);
-        log.committed(log.head().await?);
         let parts = vec![log.spawn_listener(log_options.clone(), parts_stop.clone())];
-        Ok(Self { log, log_options, metrics, parts_stop, parts })
+        Ok(Some((Self { listener, stop, log, log_options, metrics, parts_stop, parts }, views_options)))
     }
 
-    async fn end(self) {
+    /// Serves until it is told to stop, lets `first` end, then the parts.
+    async fn serve(
+        self,
+        serve: &ServeOptions,
+        routes: OpenApiRouter,
+        query: Option<QueryState>,
+        first: impl Future<Output = ()>,
+    ) -> Result<(), Failure> {
+        let health = Health {
+            log: self.log.clone(),
+            query: query.clone(),
+            metrics: self.metrics,
+            stop: self.stop.clone(),
+        };
+        let served = serve_until(self.listener, router(routes, health), serve, self.stop).await;
         let ended = async {
+            first.await;
             self.parts_stop.cancel();
             for part in self.parts {
                 join(part).await;
+            }
+            if let Some(query) = query {
+                query.close().await;
             }
             self.log.pool().close().await;
         };
@@ -52,6 +95,7 @@ impl Process {
             tracing::warn!("some parts did not end in time");
         }
         tracing::info!("stopped");
+        served
     }
 }
 
@@ -66,21 +110,13 @@ pub(crate) async fn views(url: &str) -> Result<PgConnectOptions, Failure> {
 }
 
 pub(crate) async fn command(options: CommandOptions) -> Result<(), Failure> {
-    let stop = CancellationToken::new();
-    stop_on_signals(&stop)?;
-    let listener = listen(options.serve.listen).await?;
-    let data_dir = database::data_dir(options.key.data_dir.as_deref())?;
-    let access = keys::access(&data_dir, &options.key.key)?;
-    let mut process = tokio::select! {
-        process = Process::begin(&options.log.log_url, LOG_CONNECTIONS) => process?,
-        () = stop.cancelled() => return Ok(()),
-    };
+    let access = options.key.access()?;
+    let begun = Process::begin(&options.serve, &options.log.log_url, LOG_CONNECTIONS, None).await?;
+    let Some((mut process, _)) = begun else { return Ok(()) };
     if let Some(kafka) = options.kafka.config() {
-        process.parts.push(tidemark_kafka::publisher::spawn(
-            process.log.clone(),
-            kafka,
-            process.parts_stop.clone(),
-        ));
+        let publishing =
+            tidemark_kafka::publisher::spawn(process.log.clone(), kafka, process.parts_stop.clone());
+        process.parts.push(publishing);
     }
     let writer_stop = CancellationToken::new();
     let (writer, writing) = Writer::spawn(
@@ -89,32 +125,20 @@ pub(crate) async fn command(options: CommandOptions) -> Result<(), Failure> {
         options.writer.config(),
         writer_stop.clone(),
     );
-    let health = Health {
-        log: process.log.clone(),
-        query: None,
-        metrics: process.metrics.clone(),
-        stop: stop.clone(),
-    };
     let routes = tidemark_command::routes(CommandState { writer, access });
     tracing::info!("taking commands on http://{}", options.serve.listen);
-    let served = serve_until(listener, router(routes, health), &options.serve, stop).await;
-    writer_stop.cancel();
-    join(writing).await;
-    process.end().await;
-    served
+    let written = async {
+        writer_stop.cancel();
+        join(writing).await;
+    };
+    process.serve(&options.serve, routes, None, written).await
 }
 
 pub(crate) async fn projector(options: ProjectorOptions) -> Result<(), Failure> {
-    let stop = CancellationToken::new();
-    stop_on_signals(&stop)?;
-    let listener = listen(options.serve.listen).await?;
-    let (mut process, views) = tokio::select! {
-        begun = async {
-            let process = Process::begin(&options.log.log_url, PROJECTOR_CONNECTIONS).await?;
-            Ok::<_, Failure>((process, views(&options.views.views_url).await?))
-        } => begun?,
-        () = stop.cancelled() => return Ok(()),
-    };
+    let views_url = Some(options.views.views_url.as_str());
+    let begun =
+        Process::begin(&options.serve, &options.log.log_url, PROJECTOR_CONNECTIONS, views_url).await?;
+    let Some((mut process, Some(views))) = begun else { return Ok(()) };
     let feed = Feed {
         log: process.log.clone(),
         kafka: options.kafka.config(),
@@ -123,32 +147,15 @@ pub(crate) async fn projector(options: ProjectorOptions) -> Result<(), Failure> 
         only: options.projections,
     };
     process.parts.push(Supervisor::spawn(feed, process.parts_stop.clone()));
-    let health = Health {
-        log: process.log.clone(),
-        query: None,
-        metrics: process.metrics.clone(),
-        stop: stop.clone(),
-    };
-    let routes = utoipa_axum::router::OpenApiRouter::new();
     tracing::info!("projecting; health and metrics on http://{}", options.serve.listen);
-    let served = serve_until(listener, router(routes, health), &options.serve, stop).await;
-    process.end().await;
-    served
+    process.serve(&options.serve, OpenApiRouter::new(), None, std::future::ready(())).await
 }
 
 pub(crate) async fn query(options: QueryOptions) -> Result<(), Failure> {
-    let stop = CancellationToken::new();
-    stop_on_signals(&stop)?;
-    let listener = listen(options.serve.listen).await?;
-    let data_dir = database::data_dir(options.key.data_dir.as_deref())?;
-    let access = keys::access(&data_dir, &options.key.key)?;
-    let (mut process, views) = tokio::select! {
-        begun = async {
-            let process = Process::begin(&options.log.log_url, LOG_CONNECTIONS).await?;
-            Ok::<_, Failure>((process, views(&options.views.views_url).await?))
-        } => begun?,
-        () = stop.cancelled() => return Ok(()),
-    };
+    let access = options.key.access()?;
+    let views_url = Some(options.views.views_url.as_str());
+    let begun = Process::begin(&options.serve, &options.log.log_url, LOG_CONNECTIONS, views_url).await?;
+    let Some((mut process, Some(views))) = begun else { return Ok(()) };
     let (query, following) = QueryState::open(
         &views,
         process.log.clone(),
@@ -157,16 +164,7 @@ pub(crate) async fn query(options: QueryOptions) -> Result<(), Failure> {
         process.parts_stop.clone(),
     );
     process.parts.push(following);
-    let health = Health {
-        log: process.log.clone(),
-        query: Some(query.clone()),
-        metrics: process.metrics.clone(),
-        stop: stop.clone(),
-    };
     tracing::info!("serving the views on http://{}", options.serve.listen);
     let routes = tidemark_query::routes(query.clone());
-    let served = serve_until(listener, router(routes, health), &options.serve, stop).await;
-    process.end().await;
-    query.close().await;
-    served
+    process.serve(&options.serve, routes, Some(query), std::future::ready(())).await
 }
