@@ -8,12 +8,14 @@
 //! | [`runner`] | follows the log for one instance |
 //! | [`topic`] | follows the topic in Kafka for one instance |
 //! | [`supervisor`] | keeps a runner for every instance that is to be fed |
+//! | [`filler`] | ready bodies in Redis, as they change |
 //! | [`mod@rebuild`] | the next instance beside the live one, and the switch |
 //!
 //! A projection's checkpoint is written in the transaction of its rows: every event counts exactly once, whatever
 //! is killed. Every partition of keys has a checkpoint of its own, and what is not beyond it is skipped, so the
 //! number of workers may change between runs.
 
+pub mod filler;
 pub mod projection;
 pub mod rebuild;
 pub mod runner;
@@ -22,6 +24,7 @@ pub mod topic;
 pub mod views;
 pub mod worker;
 
+pub use filler::Filler;
 pub use projection::{Projection, all, find};
 pub use rebuild::{Progress, rebuild, switch_back};
 pub use supervisor::{Feed, ProjectorConfig, Supervisor};

@@ -113,6 +113,7 @@ async fn watch(pool: &PgPool, feed: &Feed, runners: &mut Runners) -> Result<(), 
     let mut looks: u32 = 0;
     loop {
         let mut connection = pool.acquire().await?;
+        tidemark_views::feed::ensure_incarnation(&mut connection).await?;
         for projection in all() {
             ensure_live(&mut connection, *projection).await?;
         }

@@ -129,18 +129,28 @@ impl Cache {
         &self.slots[usize::try_from(hash >> 48).unwrap_or(0) & (SLOTS - 1)]
     }
 
+    /// What a body of this key must have seen at least, as far as is known.
+    pub(crate) fn needed(&self, key: &Key) -> i64 {
+        match key {
+            Key::Product(id) | Key::Order(id) => self.needed_of(*id),
+            Key::Products(_) => self.needed_of_views(&[View::Products, View::Stock]),
+        }
+    }
+
+    /// What a read of this key's rows must have seen at least.
+    pub(crate) fn needed_of(&self, key: Uuid) -> i64 {
+        self.slot(key).load(Ordering::Acquire).max(self.floor.load(Ordering::Acquire))
+    }
+
+    /// What a read of any rows of these views must have seen at least.
+    pub(crate) fn needed_of_views(&self, views: &[View]) -> i64 {
+        let newest = views.iter().map(|&view| self.views[view as usize].load(Ordering::Acquire)).max();
+        newest.unwrap_or(0).max(self.floor.load(Ordering::Acquire))
+    }
+
     fn is_valid(&self, key: &Key, ready: &Ready) -> bool {
-        let last = match key {
-            Key::Product(id) | Key::Order(id) => self.slot(*id).load(Ordering::Acquire),
-            Key::Products(_) => {
-                let at = |view: View| self.views[view as usize].load(Ordering::Acquire);
-                at(View::Products).max(at(View::Stock))
-            }
-        };
         let anew = self.made_at + Duration::from_micros(self.anew.load(Ordering::Acquire));
-        ready.number >= last.max(self.floor.load(Ordering::Acquire))
-            && ready.read_at >= anew
-            && ready.read_at.elapsed() < AT_MOST
+        ready.number >= self.needed(key) && ready.read_at >= anew && ready.read_at.elapsed() < AT_MOST
     }
 
     /// The body of a key: from memory if it is valid and `trusted`, else read by `load`, once for all who ask for it

@@ -1,18 +1,23 @@
 //! Follows what the projectors publish: which keys have changed, how far the views have come, which tables are live.
 
+use std::convert::Infallible;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use sqlx::{PgConnection, PgPool};
 use tidemark_events::{Epoch, Position};
 use tidemark_http::problem::{self, Problem};
 use tidemark_views::ViewError;
-use tidemark_views::feed::{self, Kind};
-use tidemark_views::instance::{self, State};
+use tidemark_views::feed::{self, Change, End, Kind};
+use tidemark_views::instance::{self, Instance, State};
+use tidemark_views::tier::{Entry, TierError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::QueryState;
+use crate::tier::Session;
 
 /// How often the feed is asked without a notification.
 const POLL: Duration = Duration::from_millis(500);
@@ -135,6 +140,40 @@ impl Standing {
         });
     }
 
+    /// The views stand where these instances do.
+    fn stand(&self, instances: &[Instance]) {
+        self.views.send_modify(|views| {
+            for live in instances.iter().filter(|instance| instance.state == State::Live) {
+                if let Some(view) = View::of(&live.name) {
+                    views[view as usize] =
+                        Stands { instance: live.instance, epoch: live.epoch, position: live.position };
+                }
+            }
+        });
+    }
+
+    /// The views stand where these changes have put them.
+    fn moved(&self, changes: &[Change]) {
+        self.views.send_if_modified(|views| {
+            let mut moved = false;
+            for change in changes {
+                let Some(view) = View::of(&change.name) else { continue };
+                let stands = &mut views[view as usize];
+                let further = (change.epoch, change.position) > (stands.epoch, stands.position);
+                if stands.instance == change.instance && further {
+                    (stands.epoch, stands.position) = (change.epoch, change.position);
+                    moved = true;
+                }
+            }
+            moved
+        });
+    }
+
+    /// The number of the newest change that has been taken in.
+    pub(crate) fn newest(&self) -> i64 {
+        self.seen.load(Ordering::Acquire)
+    }
+
     /// Follows all of them.
     pub(crate) fn follow(&self) -> watch::Receiver<[Stands; View::COUNT]> {
         self.views.subscribe()
@@ -162,13 +201,18 @@ impl Standing {
     }
 }
 
-/// Follows until `stop`, over lost connections.
-pub(crate) async fn follow(state: QueryState, options: PgConnectOptions, stop: CancellationToken) {
+/// Follows until `stop`, over lost connections: by the stream in Redis while there is one, else by that of the views'
+/// primary itself.
+pub(crate) async fn follow(state: &QueryState, primary: PgConnectOptions, stop: &CancellationToken) {
+    let options = primary
+        .application_name("tidemark query feed")
+        .options([("statement_timeout", state.0.config.statement_within.as_millis().to_string())]);
     let pool = PgPoolOptions::new().max_connections(2).connect_lazy_with(options);
+    let mut follower = Follower { state, pool: &pool, known: None };
     while !stop.is_cancelled() {
         let ended = tokio::select! {
             () = stop.cancelled() => break,
-            ended = listen(&state, &pool) => ended,
+            ended = follower.run() => ended,
         };
         if let Err(error) = ended {
             state.0.standing.lose();
@@ -179,104 +223,226 @@ pub(crate) async fn follow(state: QueryState, options: PgConnectOptions, stop: C
     pool.close().await;
 }
 
-/// On a new connection everything begins anew: the server behind it may be another one, with another end.
-async fn listen(state: &QueryState, pool: &sqlx::PgPool) -> Result<(), ViewError> {
-    let mut at = None;
-    let mut listener = PgListener::connect_with(pool).await?;
-    listener.listen(feed::CHANNEL).await?;
-    let mut connection = pool.acquire().await?;
-    loop {
-        let asked_at = Instant::now();
-        let caught_up = match at {
-            None => {
-                at = Some(begin(state, &mut connection).await?);
-                true
+struct Follower<'a> {
+    state: &'a QueryState,
+    /// The primary, directly.
+    pool: &'a PgPool,
+    /// All changes up to here have been taken in.
+    known: Option<End>,
+}
+
+/// Why following ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error(transparent)]
+    Views(#[from] ViewError),
+    #[error(transparent)]
+    Tier(#[from] TierError),
+}
+
+impl Follower<'_> {
+    async fn run(&mut self) -> Result<(), ViewError> {
+        let Some(shelf) = &self.state.0.shelf else { return self.by_the_views().await };
+        loop {
+            let session = tokio::select! {
+                ended = self.by_the_views() => return ended,
+                session = shelf.open() => session,
+            };
+            // Bodies of another life of the server are worth nothing.
+            if self.known.is_some_and(|known| known.incarnation == Some(session.incarnation)) {
+                shelf.use_session(Some(Arc::clone(&session)));
+                let ended = self.by_redis(&session).await;
+                shelf.use_session(None);
+                match ended {
+                    Ended::Views(error) => return Err(error),
+                    Ended::Tier(error) => tracing::info!(%error, "following the views instead of Redis"),
+                }
+            } else {
+                tracing::debug!("what is in Redis is of another life of the views' server");
             }
-            Some(number) => advance(state, &mut connection, number, &mut at).await?,
-        };
-        if caught_up {
-            state.0.standing.verify(asked_at);
-            tokio::time::sleep(PACE).await;
-            // One read answers all notifications that have come meanwhile.
-            if listener.next_buffered().is_some() {
-                while listener.next_buffered().is_some() {}
-            } else if let Ok(received) =
-                tokio::time::timeout(state.0.standing.poll(), listener.try_recv()).await
-            {
-                received?;
+            // Whatever is wrong with Redis, it is not asked in a tight loop.
+            tokio::select! {
+                ended = self.by_the_views() => return ended,
+                () = tokio::time::sleep(POLL) => {}
             }
         }
     }
-}
 
-/// Begins at the newest change: everything in memory is older, or of another history.
-async fn begin(state: &QueryState, connection: &mut sqlx::PgConnection) -> Result<i64, ViewError> {
-    let number = feed::newest(connection).await?;
-    state.0.standing.seen.store(number, Ordering::Release);
-    state.0.cache.begin_anew(number);
-    look(state, connection).await?;
-    Ok(number)
-}
-
-/// Reads which instances are live and where they stand.
-async fn look(state: &QueryState, connection: &mut sqlx::PgConnection) -> Result<(), ViewError> {
-    let instances = instance::all(connection).await?;
-    state.0.standing.views.send_modify(|views| {
-        for live in instances.iter().filter(|instance| instance.state == State::Live) {
-            if let Some(view) = View::of(&live.name) {
-                views[view as usize] =
-                    Stands { instance: live.instance, epoch: live.epoch, position: live.position };
+    /// Follows the stream in the views' primary, as it notifies.
+    async fn by_the_views(&mut self) -> Result<(), ViewError> {
+        let mut listener = PgListener::connect_with(self.pool).await?;
+        listener.listen(feed::CHANNEL).await?;
+        let mut connection = self.pool.acquire().await?;
+        self.begin(&mut connection).await?;
+        loop {
+            let asked_at = Instant::now();
+            if self.advance(&mut connection).await? {
+                self.standing().verify(asked_at);
+                tokio::time::sleep(PACE).await;
+                // One read answers all notifications that have come meanwhile.
+                if listener.next_buffered().is_some() {
+                    while listener.next_buffered().is_some() {}
+                } else if let Ok(received) =
+                    tokio::time::timeout(self.standing().poll(), listener.try_recv()).await
+                {
+                    received?;
+                }
             }
         }
-    });
-    Ok(())
-}
+    }
 
-/// Takes in what has changed after a number; `true` when nothing is left.
-async fn advance(
-    state: &QueryState,
-    connection: &mut sqlx::PgConnection,
-    number: i64,
-    at: &mut Option<i64>,
-) -> Result<bool, ViewError> {
-    let changes = feed::after(connection, number).await?;
-    let Some(last) = changes.last().map(|change| change.number) else {
-        if !state.0.standing.is_complete() {
-            look(state, connection).await?;
+    /// Follows the stream in Redis, and compares it with the views' own end now and then: Redis may have lost its
+    /// projector, and then says nothing.
+    async fn by_redis(&mut self, session: &Session) -> Ended {
+        match self.try_by_redis(session).await {
+            Ok(never) => match never {},
+            Err(ended) => ended,
         }
-        // A number below the one known: the views were restored to an earlier state.
-        if feed::newest(connection).await? < number {
-            *at = None;
+    }
+
+    async fn try_by_redis(&mut self, session: &Session) -> Result<Infallible, Ended> {
+        let mut poll = POLL;
+        let mut compared_at = Instant::now();
+        loop {
+            let block = poll.saturating_sub(compared_at.elapsed()).max(PACE);
+            let number = self.known.map_or(0, |known| known.number);
+            for entry in session.entries(number, block).await? {
+                match entry {
+                    Entry::End => return Err(TierError::Moved.into()),
+                    Entry::Changes { from, to, changes } => {
+                        self.take_entry(from, to, changes).await?;
+                        session.reached(to);
+                    }
+                }
+            }
+            if session.is_broken() {
+                return Err(TierError::Moved.into());
+            }
+            if compared_at.elapsed() >= poll {
+                compared_at = Instant::now();
+                let was = self.known;
+                let end = self.state.0.reads.end().await?;
+                if self.known.is_none_or(|known| !is_same_life(known, end) || known.number < end.number) {
+                    self.begin(&mut *self.pool.acquire().await.map_err(ViewError::from)?).await?;
+                }
+                if self.known.map(|known| known.incarnation) != was.map(|was| was.incarnation) {
+                    return Err(TierError::Moved.into());
+                }
+                self.standing().verify(compared_at);
+                // While Redis is behind the views, they are asked more often.
+                let is_behind =
+                    was.is_some_and(|was| self.known.is_some_and(|known| known.number > was.number));
+                poll = if is_behind { POLL / 10 } else { POLL };
+                if !session.is_current().await? {
+                    return Err(TierError::Moved.into());
+                }
+            }
+        }
+    }
+
+    async fn take_entry(
+        &mut self,
+        from: i64,
+        to: i64,
+        changes: Option<Vec<Change>>,
+    ) -> Result<(), ViewError> {
+        let Some(known) = self.known.filter(|known| known.number < to) else { return Ok(()) };
+        match changes {
+            Some(changes) if from <= known.number => {
+                let new: Vec<_> = changes.into_iter().filter(|change| change.number > known.number).collect();
+                self.take_in(&new);
+                Ok(())
+            }
+            // Too many to be named, or some were missed.
+            _ => self.begin(&mut *self.pool.acquire().await?).await,
+        }
+    }
+
+    fn standing(&self) -> &Standing {
+        &self.state.0.standing
+    }
+
+    /// Begins on a new connection: where it was left, if it is in the same life of the server, else anew.
+    async fn begin(&mut self, connection: &mut PgConnection) -> Result<(), ViewError> {
+        // Before the end is: nobody may be told that the views stand where a change has put them that is not known.
+        let instances = instance::all(connection).await?;
+        let end = feed::end(connection).await?;
+        if self.known.is_some_and(|known| is_same_life(known, end)) {
+            while !self.advance(connection).await? {}
+        } else {
+            self.begin_anew(end);
+        }
+        self.standing().stand(&instances);
+        Ok(())
+    }
+
+    /// Begins at the newest change: everything in memory is of another history.
+    fn begin_anew(&mut self, end: End) {
+        if let Some(shelf) = &self.state.0.shelf {
+            shelf.use_session(None);
+        }
+        self.state.0.cache.begin_anew(end.number);
+        self.standing().seen.store(end.number, Ordering::Release);
+        self.known = Some(end);
+    }
+
+    /// Takes in what has changed; `true` when nothing is left. The connection is one that has begun.
+    async fn advance(&mut self, connection: &mut PgConnection) -> Result<bool, ViewError> {
+        let number = self.known.map_or(0, |known| known.number);
+        let changes = feed::after(connection, number).await?;
+        if changes.is_empty() {
+            if !self.standing().is_complete() {
+                self.leap(connection).await?;
+            }
+            let end = feed::end(connection).await?;
+            match &mut self.known {
+                // A number below the one known: the views were restored to an earlier state.
+                Some(known) if end.number >= known.number => known.incarnation = end.incarnation,
+                _ => {
+                    let instances = instance::all(connection).await?;
+                    self.begin_anew(feed::end(connection).await?);
+                    self.standing().stand(&instances);
+                }
+            }
+            return Ok(true);
+        }
+        let is_gapless = changes[0].number == number + 1;
+        if !is_gapless || changes.iter().any(|change| change.kind == Kind::Switch) {
+            self.leap(connection).await?;
             return Ok(false);
         }
-        return Ok(true);
-    };
-    if changes[0].number != number + 1 || changes.iter().any(|change| change.kind == Kind::Switch) {
-        // Numbers were missed, or readers go to other tables: nothing read before counts.
-        look(state, connection).await?;
-        state.0.cache.drop_before(last);
+        self.take_in(&changes);
+        Ok(changes.len() < feed::AT_ONCE)
     }
-    for change in &changes {
-        let Some(view) = View::of(&change.name) else { continue };
-        if change.kind == Kind::Rows {
-            state.0.cache.changed(view, &change.keys, change.number);
-        }
+
+    /// Goes on at the newest change: numbers were missed, or readers go to other tables. Nothing read before counts.
+    async fn leap(&mut self, connection: &mut PgConnection) -> Result<(), ViewError> {
+        let instances = instance::all(connection).await?;
+        let end = feed::end(connection).await?;
+        self.state.0.cache.drop_before(end.number);
+        self.standing().seen.store(end.number, Ordering::Release);
+        self.known = Some(end);
+        self.standing().stand(&instances);
+        Ok(())
     }
-    state.0.standing.seen.store(last, Ordering::Release);
-    // Only after the slots are written may anybody be told that the views stand there.
-    state.0.standing.views.send_if_modified(|views| {
-        let mut moved = false;
-        for change in &changes {
+
+    /// Takes in changes that follow the ones known, in order.
+    fn take_in(&mut self, changes: &[Change]) {
+        let (Some(known), Some(last)) = (&mut self.known, changes.last()) else { return };
+        for change in changes {
             let Some(view) = View::of(&change.name) else { continue };
-            let stands = &mut views[view as usize];
-            let further = (change.epoch, change.position) > (stands.epoch, stands.position);
-            if stands.instance == change.instance && further {
-                (stands.epoch, stands.position) = (change.epoch, change.position);
-                moved = true;
+            if change.kind == Kind::Rows {
+                self.state.0.cache.changed(view, &change.keys, change.number);
             }
         }
-        moved
-    });
-    *at = Some(last);
-    Ok(changes.len() < feed::AT_ONCE)
+        known.number = last.number;
+        self.state.0.standing.seen.store(last.number, Ordering::Release);
+        // Only after the slots are written may anybody be told that the views stand there.
+        self.state.0.standing.moved(changes);
+    }
+}
+
+/// Whether numbers of both mean the same changes. Without an id nothing is known.
+fn is_same_life(known: End, end: End) -> bool {
+    known.incarnation.is_some() && known.incarnation == end.incarnation && end.number >= known.number
 }

@@ -1,16 +1,20 @@
-//! How it is read: views served as ready bytes, from the process's cache or the views' database.
+//! How it is read: views served as ready bytes, from the process's cache, Redis, a replica of the views or the primary.
 //!
 //! | module | what it does |
 //! |---|---|
 //! | [`products`], [`stock`], [`orders`], [`events`] | routes |
 //! | [`cache`] | ready bodies, made invalid by the events |
+//! | [`bodies`] | one body, from wherever it is nearest |
+//! | [`tier`] | Redis |
+//! | [`reads`] | the views' servers: replicas by their lag, the primary |
 //! | [`feed`] | follows what the projectors publish |
 //! | [`position`] | read your own writes |
 //! | [`page`] | cursors and parameters of lists |
 //! | [`reply`] | ETags and 304 |
 //!
-//! The service writes nothing.
+//! The service writes nothing but what it has read, into Redis.
 
+pub mod bodies;
 pub mod cache;
 pub mod events;
 pub mod feed;
@@ -18,14 +22,14 @@ pub mod orders;
 pub mod page;
 pub mod position;
 pub mod products;
+pub mod reads;
 pub mod reply;
 pub mod stock;
+pub mod tier;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::PgPool;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tidemark_events::log::Log;
 use tidemark_http::Access;
 use tidemark_http::problem::{self, Problem};
@@ -35,14 +39,21 @@ use utoipa_axum::router::OpenApiRouter;
 
 use cache::Cache;
 use feed::Standing;
+use reads::Reads;
+use tier::Shelf;
+
+pub use reads::Servers;
+pub use tidemark_views::tier::Tier;
 
 /// Bounds of the query side.
 #[derive(Debug, Clone, Copy)]
 pub struct QueryConfig {
-    /// Bytes of ready bodies kept in memory.
+    /// Bytes of ready bodies kept in memory; 0: none.
     pub cache_bytes: u64,
-    /// Connections to the views' database.
+    /// Connections to each of the views' servers.
     pub connections: u32,
+    /// Bytes of the write-ahead log that a replica may be behind and still be read from.
+    pub replica_lag_bytes: i64,
     /// How long a read may wait for the position in `Tidemark-After`.
     pub wait_within: Duration,
     /// How long a statement may take.
@@ -54,6 +65,7 @@ impl Default for QueryConfig {
         Self {
             cache_bytes: 64 * 1024 * 1024,
             connections: 16,
+            replica_lag_bytes: 16 * 1024 * 1024,
             wait_within: Duration::from_secs(2),
             statement_within: Duration::from_secs(2),
         }
@@ -66,7 +78,8 @@ pub struct QueryState(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    pool: PgPool,
+    reads: Reads,
+    shelf: Option<Shelf>,
     cache: Cache,
     standing: Standing,
     access: Access,
@@ -75,36 +88,29 @@ struct Inner {
 }
 
 impl QueryState {
-    /// Opens the views for reading and follows their changes until `stop`. `views` leads to their database directly,
-    /// since the feed listens.
+    /// Opens the views for reading and follows their changes until `stop`.
     #[must_use]
     pub fn open(
-        views: &PgConnectOptions,
+        servers: &Servers,
+        tier: Option<Tier>,
         log: Log,
         access: Access,
         config: QueryConfig,
         stop: CancellationToken,
     ) -> (Self, JoinHandle<()>) {
-        let limit = config.statement_within.as_millis().to_string();
-        let options = views.clone().options([
-            ("application_name", "tidemark query"),
-            ("statement_timeout", limit.as_str()),
-            ("default_transaction_read_only", "on"),
-        ]);
-        let pool = PgPoolOptions::new()
-            .max_connections(config.connections)
-            .acquire_timeout(config.statement_within)
-            .test_before_acquire(false)
-            .connect_lazy_with(options.clone());
         let state = Self(Arc::new(Inner {
-            pool,
+            reads: Reads::new(servers, config),
+            shelf: tier.map(Shelf::new),
             cache: Cache::new(config.cache_bytes),
             standing: Standing::default(),
             access,
             log,
             config,
         }));
-        let task = tokio::spawn(feed::follow(state.clone(), options, stop));
+        let (following, primary) = (state.clone(), servers.primary.clone());
+        let task = tokio::spawn(async move {
+            tokio::join!(feed::follow(&following, primary, &stop), following.0.reads.compare(&stop));
+        });
         (state, task)
     }
 
@@ -114,9 +120,9 @@ impl QueryState {
         self.0.standing.is_fresh() && self.0.standing.is_complete()
     }
 
-    /// Closes the pool.
+    /// Closes the pools.
     pub async fn close(&self) {
-        self.0.pool.close().await;
+        self.0.reads.close().await;
     }
 }
 
@@ -135,6 +141,19 @@ pub fn routes(state: QueryState) -> OpenApiRouter {
         .merge(events::routes())
         .with_state(state)
 }
+
+/// The values of a statement's parameters, in their order; they can be sent more than once.
+macro_rules! arguments {
+    ($($value:expr),+ $(,)?) => {{
+        let mut arguments = sqlx::postgres::PgArguments::default();
+        let added: Result<(), sqlx::error::BoxDynError> = (|| {
+            $(sqlx::Arguments::add(&mut arguments, $value)?;)+
+            Ok(())
+        })();
+        added.map(|()| arguments).map_err(|error| $crate::unavailable(&sqlx::Error::Encode(error)))
+    }};
+}
+pub(crate) use arguments;
 
 /// The database's errors, as clients see them.
 pub(crate) fn unavailable(error: &sqlx::Error) -> Problem {

@@ -1,12 +1,11 @@
 //! Orders: customers see their own, the staff sees all.
 
-use std::time::Instant;
-
 use axum::extract::{RawQuery, State};
 use axum::http::header;
 use axum::response::Response;
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::Row;
 use tidemark_http::{Actor, PathId, Problem, Role, problem};
+use tidemark_views::body::Kind;
 use tidemark_views::resource::OrderResource;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -18,23 +17,12 @@ use crate::feed::View;
 use crate::page::{Parameters, invalid};
 use crate::position::After;
 use crate::reply::{self, IfNoneMatch, Kept};
-use crate::{QueryState, unavailable};
+use crate::{QueryState, arguments, unavailable};
 
 const STATUSES: &[&str] = &["placed", "shipped", "delivered", "cancelled"];
 
 pub(crate) fn routes() -> OpenApiRouter<QueryState> {
     OpenApiRouter::new().routes(routes!(one)).routes(routes!(list))
-}
-
-/// The live table, once there is one.
-fn table(state: &QueryState) -> Result<i32, Problem> {
-    match state.0.standing.of(View::Orders).instance {
-        0 => {
-            Err(Problem::new(&problem::UNAVAILABLE, "the view of orders is not there yet")
-                .with_retry_after(1))
-        }
-        instance => Ok(instance),
-    }
 }
 
 /// An order. Another customer's is as good as none.
@@ -62,7 +50,8 @@ async fn one(
     actor.require(&[Role::Customer, Role::Staff])?;
     state.wait(after, &[View::Orders]).await?;
     let trusted = state.0.standing.is_fresh();
-    let found = state.0.cache.get(Key::Order(id), trusted, async || load(&state, id).await).await?;
+    let found =
+        state.0.cache.get(Key::Order(id), trusted, async || state.load(Kind::Order, id).await).await?;
     let may_see = |ready: &Ready| actor.role != Role::Customer || ready.owner == Some(actor.subject);
     let ready = found
         .filter(|ready| may_see(ready))
@@ -76,37 +65,6 @@ async fn one(
         }
     }
     reply::ready(&has, &ready, Kept::Privately, after)
-}
-
-async fn load(state: &QueryState, id: Uuid) -> Result<Option<Ready>, Problem> {
-    let instance = table(state)?;
-    let (read_at, seen) = (Instant::now(), state.0.standing.seen());
-    let row = sqlx::query(AssertSqlSafe(format!(
-        "SELECT h.number, o.customer_id, o.version, o.body, EXISTS (SELECT 1 FROM views.parked k \
-           WHERE k.name = 'orders' AND k.instance = {instance} AND k.partition_key = o.id) \
-         FROM views.head h LEFT JOIN views.orders_{instance} o ON o.id = $1"
-    )))
-    .bind(id)
-    .fetch_one(&state.0.pool)
-    .await
-    .map_err(|error| unavailable(&error))?;
-    let read = || {
-        let number = row.try_get(0)?;
-        let Some(owner) = row.try_get(1)? else { return Ok((number, None)) };
-        let ready = Ready {
-            owner: Some(owner),
-            etag: reply::etag_of_versions(format_args!("{}", row.try_get::<i64, _>(2)?)),
-            body: row.try_get::<String, _>(3)?.into(),
-            link: None,
-            number,
-            parked: row.try_get(4)?,
-            read_at,
-        };
-        Ok((number, Some(ready)))
-    };
-    let (number, ready) = read().map_err(|error| unavailable(&error))?;
-    seen.check(number)?;
-    Ok(ready)
 }
 
 /// A page of orders.
@@ -162,7 +120,7 @@ async fn list(
     };
     let before: Option<Uuid> = parameters.cursor()?;
     state.wait(after, &[View::Orders]).await?;
-    let instance = table(&state)?;
+    let instance = state.tables(&[View::Orders])?.orders;
     let mut filters = String::from("true");
     for (wanted, filter) in [
         (customer.is_some(), " AND customer_id = $2"),
@@ -173,22 +131,14 @@ async fn list(
             filters.push_str(filter);
         }
     }
-    let seen = state.0.standing.seen();
-    let rows = sqlx::query(AssertSqlSafe(format!(
+    let needed = state.0.cache.needed_of_views(&[View::Orders]);
+    let sql = format!(
         "SELECT o.id, o.body, h.number, $2::uuid IS NULL, $3::text IS NULL, $4::uuid IS NULL FROM views.head h \
          LEFT JOIN LATERAL (SELECT id, body FROM views.orders_{instance} WHERE {filters} \
            ORDER BY id DESC LIMIT $1) o ON true ORDER BY o.id DESC"
-    )))
-    .bind(i64::try_from(limit).unwrap_or(0) + 1)
-    .bind(customer)
-    .bind(status)
-    .bind(before)
-    .fetch_all(&state.0.pool)
-    .await
-    .map_err(|error| unavailable(&error))?;
-    for row in rows.iter().take(1) {
-        seen.check(row.try_get(2).map_err(|error| unavailable(&error))?)?;
-    }
+    );
+    let arguments = arguments!(i64::try_from(limit).unwrap_or(0) + 1, customer, status, before)?;
+    let (_, rows) = state.0.reads.rows(&state.0.standing, needed, &sql, arguments).await?;
     let (mut body, next_cursor) = compose(&parameters, &rows, limit).map_err(|error| unavailable(&error))?;
     if let Some(fields) = parameters.get("fields") {
         body = reply::only_fields(&body, fields)?;

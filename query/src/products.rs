@@ -7,10 +7,11 @@ use axum::body::Bytes;
 use axum::extract::{RawQuery, State};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
+use sqlx::Row;
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, Row};
 use tidemark_http::{PathId, Problem, problem};
-use tidemark_views::resource::{Price, ProductResource};
+use tidemark_views::body::{Kind, Tables, product_of};
+use tidemark_views::resource::ProductResource;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -21,7 +22,7 @@ use crate::feed::View;
 use crate::page::{Parameters, invalid};
 use crate::position::After;
 use crate::reply::{self, IfNoneMatch, Kept};
-use crate::{QueryState, unavailable};
+use crate::{QueryState, arguments, unavailable};
 
 pub(crate) fn routes() -> OpenApiRouter<QueryState> {
     OpenApiRouter::new().routes(routes!(one)).routes(routes!(list))
@@ -50,7 +51,8 @@ async fn one(
 ) -> Result<Response, Problem> {
     state.wait(after, &[View::Products, View::Stock]).await?;
     let trusted = state.0.standing.is_fresh();
-    let found = state.0.cache.get(Key::Product(id), trusted, async || load(&state, id).await).await?;
+    let found =
+        state.0.cache.get(Key::Product(id), trusted, async || state.load(Kind::Product, id).await).await?;
     let ready =
         found.ok_or_else(|| Problem::new(&problem::NOT_FOUND, format!("there is no product {id}")))?;
     if let Some(query) = query {
@@ -62,74 +64,6 @@ async fn one(
         }
     }
     reply::ready(&has, &ready, Kept::Publicly, after)
-}
-
-async fn load(state: &QueryState, id: Uuid) -> Result<Option<Ready>, Problem> {
-    let (products, stock) = tables(state)?;
-    let (read_at, seen) = (Instant::now(), state.0.standing.seen());
-    let row = sqlx::query(AssertSqlSafe(format!(
-        "SELECT p.id, p.sku, p.name, p.description, p.department, p.price_amount, p.price_currency, \
-         COALESCE(s.available, 0), p.status, p.version, COALESCE(s.version, 0), h.number, \
-         EXISTS (SELECT 1 FROM views.parked k WHERE k.partition_key = p.id \
-           AND (k.name, k.instance) IN (('products', {products}), ('stock', {stock}))) \
-         FROM views.head h LEFT JOIN views.products_{products} p ON p.id = $1 \
-         LEFT JOIN views.stock_{stock} s ON s.product_id = p.id"
-    )))
-    .bind(id)
-    .fetch_one(&state.0.pool)
-    .await
-    .map_err(|error| unavailable(&error))?;
-    let read = || {
-        let number = row.try_get(11)?;
-        if row.try_get::<Option<Uuid>, _>(0)?.is_none() {
-            return Ok((number, None));
-        }
-        let product = product_of(&row)?;
-        let stock_version: i64 = row.try_get(10)?;
-        let ready = Ready {
-            etag: reply::etag_of_versions(format_args!("{}-{stock_version}", product.version)),
-            body: json(&product),
-            owner: None,
-            link: None,
-            number,
-            parked: row.try_get(12)?,
-            read_at,
-        };
-        Ok((number, Some(ready)))
-    };
-    let (number, ready) = read().map_err(|error| unavailable(&error))?;
-    seen.check(number)?;
-    Ok(ready)
-}
-
-/// The live tables of products and stock.
-fn tables(state: &QueryState) -> Result<(i32, i32), Problem> {
-    let (products, stock) = (state.0.standing.of(View::Products), state.0.standing.of(View::Stock));
-    if products.instance == 0 || stock.instance == 0 {
-        let detail = "the views of products and stock are not there yet";
-        return Err(Problem::new(&problem::UNAVAILABLE, detail).with_retry_after(1));
-    }
-    Ok((products.instance, stock.instance))
-}
-
-/// The first ten columns of a row as a product.
-fn product_of(row: &PgRow) -> Result<ProductResource, sqlx::Error> {
-    let currency: &str = row.try_get(6)?;
-    Ok(ProductResource {
-        id: row.try_get(0)?,
-        sku: row.try_get(1)?,
-        name: row.try_get(2)?,
-        description: row.try_get(3)?,
-        department: row.try_get(4)?,
-        price: Price {
-            amount: row.try_get(5)?,
-            currency: tidemark_events::Currency::parse(currency)
-                .ok_or_else(|| sqlx::Error::Decode(format!("no currency {currency}").into()))?,
-        },
-        available: row.try_get(7)?,
-        status: row.try_get(8)?,
-        version: row.try_get(9)?,
-    })
 }
 
 fn json(value: &impl Serialize) -> Bytes {
@@ -234,7 +168,7 @@ async fn page(state: &QueryState, query: &str) -> Result<Ready, Problem> {
     let max_price: Option<i64> = parameters.parse("max_price", "minor units")?;
     let cursor: Option<SortKey> = parameters.cursor()?;
     let sql = statement(
-        tables(state)?,
+        state.tables(&[View::Products, View::Stock])?,
         &parameters,
         search.is_some(),
         sort,
@@ -243,34 +177,30 @@ async fn page(state: &QueryState, query: &str) -> Result<Ready, Problem> {
         max_price,
     );
     let (after_value, after_id) = cursor.map_or((None, None), |SortKey(value, id)| (Some(value), Some(id)));
-    let (read_at, seen) = (Instant::now(), state.0.standing.seen());
-    let rows = sqlx::query(AssertSqlSafe(sql))
-        .bind(i64::try_from(limit).unwrap_or(0) + 1)
-        .bind(search)
-        .bind(parameters.get("department"))
-        .bind(min_price)
-        .bind(max_price)
-        .bind(after_value)
-        .bind(after_id)
-        .fetch_all(&state.0.pool)
-        .await
-        .map_err(|error| unavailable(&error))?;
-    let ready = compose(&parameters, &rows, limit, read_at).map_err(|error| unavailable(&error))??;
-    seen.check(ready.number)?;
-    Ok(ready)
+    let (read_at, needed) = (Instant::now(), state.0.cache.needed_of_views(&[View::Products, View::Stock]));
+    let arguments = arguments!(
+        i64::try_from(limit).unwrap_or(0) + 1,
+        search,
+        parameters.get("department"),
+        min_price,
+        max_price,
+        after_value,
+        after_id,
+    )?;
+    let (number, rows) = state.0.reads.rows(&state.0.standing, needed, &sql, arguments).await?;
+    compose(&parameters, &rows, limit, number, read_at).map_err(|error| unavailable(&error))?
 }
 
 fn compose(
     parameters: &Parameters,
     rows: &[PgRow],
     limit: usize,
+    number: i64,
     read_at: Instant,
 ) -> Result<Result<Ready, Problem>, sqlx::Error> {
     let mut items = Vec::with_capacity(limit);
     let mut last = None;
-    let mut number = 0;
     for row in rows {
-        number = row.try_get(10)?;
         // A list without items is one row with nothing but the number.
         if row.try_get::<Option<Uuid>, _>(0)?.is_none() || items.len() == limit {
             continue;
@@ -295,7 +225,7 @@ fn compose(
 /// One statement for one page. With words to search for, the matches are found first (by the words' index) and
 /// sorted then; without, they come in order from the index of the sort column. Every parameter is bound.
 fn statement(
-    (products, stock): (i32, i32),
+    Tables { products, stock, .. }: Tables,
     parameters: &Parameters,
     searching: bool,
     sort: Sort,

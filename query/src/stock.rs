@@ -2,7 +2,7 @@
 
 use axum::extract::State;
 use axum::response::Response;
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::Row;
 use tidemark_http::{Actor, PathId, Problem, Role, problem};
 use tidemark_views::resource::StockResource;
 use utoipa_axum::router::OpenApiRouter;
@@ -11,7 +11,7 @@ use utoipa_axum::routes;
 use crate::feed::View;
 use crate::position::After;
 use crate::reply::{self, IfNoneMatch, Kept};
-use crate::{QueryState, unavailable};
+use crate::{QueryState, arguments, unavailable};
 
 pub(crate) fn routes() -> OpenApiRouter<QueryState> {
     OpenApiRouter::new().routes(routes!(one))
@@ -39,17 +39,14 @@ async fn one(
 ) -> Result<Response, Problem> {
     actor.require(&[Role::Staff, Role::Analyst])?;
     state.wait(after, &[View::Stock]).await?;
-    let instance = state.0.standing.of(View::Stock).instance;
-    let seen = state.0.standing.seen();
-    let row = sqlx::query(AssertSqlSafe(format!(
+    let instance = state.tables(&[View::Stock])?.stock;
+    let sql = format!(
         "SELECT s.received, s.adjusted, s.reserved, s.shipped, s.available, s.version, h.number \
          FROM views.head h LEFT JOIN views.stock_{instance} s ON s.product_id = $1"
-    )))
-    .bind(id)
-    .fetch_one(&state.0.pool)
-    .await
-    .map_err(|error| unavailable(&error))?;
-    seen.check(row.try_get(6).map_err(|error| unavailable(&error))?)?;
+    );
+    let needed = state.0.cache.needed_of(id);
+    let (_, rows) = state.0.reads.rows(&state.0.standing, needed, &sql, arguments!(id)?).await?;
+    let row = &rows[0];
     if row.try_get::<Option<i64>, _>(5).map_err(|error| unavailable(&error))?.is_none() {
         return Err(Problem::new(&problem::NOT_FOUND, format!("product {id} has no stock")));
     }

@@ -5,14 +5,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use sqlx::postgres::PgConnectOptions;
 use tidemark_command::WriterConfig;
 use tidemark_http::{Access, Role};
 use tidemark_kafka::KafkaConfig;
 use tidemark_projector::ProjectorConfig;
-use tidemark_query::QueryConfig;
+use tidemark_query::{QueryConfig, Servers, Tier};
 use uuid::Uuid;
 
-use crate::database::data_dir;
+use crate::database::{data_dir, pooled_options};
 use crate::{Failure, keys};
 
 /// Tidemark: an event-sourced CQRS commerce backend.
@@ -114,8 +115,8 @@ impl ProjectionOptions {
 /// Bounds of the process's cache.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct CacheOptions {
-    /// MiB of ready bodies kept in memory
-    #[arg(long, env = "TIDEMARK_CACHE_MIB", value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    /// MiB of ready bodies kept in memory; 0: none
+    #[arg(long, env = "TIDEMARK_CACHE_MIB", value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(0..=65_536))]
     cache_mib: u32,
 }
 
@@ -159,6 +160,57 @@ pub(crate) struct ViewsOptions {
     /// The PostgreSQL of the views
     #[arg(long, env = "TIDEMARK_VIEWS_URL", value_name = "URL", hide_env_values = true)]
     pub(crate) views_url: String,
+}
+
+/// Redis, if ready bodies are kept there.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RedisOptions {
+    /// The Redis of ready bodies, redis://host:port [default: none, they come from the views]
+    #[arg(long, env = "TIDEMARK_REDIS_URL", value_name = "URL", hide_env_values = true)]
+    redis_url: Option<String>,
+}
+
+impl RedisOptions {
+    pub(crate) fn tier(&self) -> Result<Option<Tier>, Failure> {
+        let tier = self.redis_url.as_deref().map(Tier::new).transpose();
+        tier.map_err(|_| {
+            Failure::Configuration(
+                "TIDEMARK_REDIS_URL is no URL of a Redis, like redis://host:6379".to_owned(),
+            )
+        })
+    }
+}
+
+/// Where requests read the views.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ReadOptions {
+    /// The PostgreSQL of the views through a pooler in transaction mode [default: TIDEMARK_VIEWS_URL itself]
+    #[arg(long, env = "TIDEMARK_VIEWS_POOL_URL", value_name = "URL", hide_env_values = true)]
+    views_pool_url: Option<String>,
+    /// Streaming replicas of the views, with commas between, through a pooler or not
+    #[arg(
+        long,
+        env = "TIDEMARK_REPLICA_URLS",
+        value_name = "URLS",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
+    replica_urls: Vec<String>,
+    /// MiB of the write-ahead log that a replica may be behind and still be read from
+    #[arg(long, env = "TIDEMARK_REPLICA_LAG_MIB", value_name = "MIB", default_value_t = 16, value_parser = clap::value_parser!(u32).range(0..=65_536))]
+    pub(crate) replica_lag_mib: u32,
+}
+
+impl ReadOptions {
+    pub(crate) fn servers(&self, primary: PgConnectOptions) -> Result<Servers, Failure> {
+        let replicas = self.replica_urls.iter().map(|url| pooled_options("TIDEMARK_REPLICA_URLS", url));
+        let pooled = self.views_pool_url.as_deref();
+        Ok(Servers {
+            primary,
+            pooled: pooled.map(|url| pooled_options("TIDEMARK_VIEWS_POOL_URL", url)).transpose()?,
+            replicas: replicas.collect::<Result<_, _>>()?,
+        })
+    }
 }
 
 /// Kafka, if the log is published there.
@@ -207,6 +259,8 @@ pub(crate) struct ProjectorOptions {
     #[command(flatten)]
     pub(crate) kafka: KafkaOptions,
     #[command(flatten)]
+    pub(crate) redis: RedisOptions,
+    #[command(flatten)]
     pub(crate) projector: ProjectionOptions,
     /// Only these projections, with commas between [default: all]
     #[arg(long, env = "TIDEMARK_PROJECTIONS", value_name = "NAMES", value_delimiter = ',', value_parser = projection)]
@@ -221,6 +275,10 @@ pub(crate) struct QueryOptions {
     pub(crate) log: LogOptions,
     #[command(flatten)]
     pub(crate) views: ViewsOptions,
+    #[command(flatten)]
+    pub(crate) reads: ReadOptions,
+    #[command(flatten)]
+    pub(crate) redis: RedisOptions,
     #[command(flatten)]
     pub(crate) key: KeyOptions,
     #[command(flatten)]

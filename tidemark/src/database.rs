@@ -110,6 +110,15 @@ pub(crate) fn url_options(variable: &str, url: &str) -> Result<PgConnectOptions,
         })
 }
 
+/// The options of a URL of a pooler or a replica. A pooler takes no settings of a session at its beginning.
+pub(crate) fn pooled_options(variable: &str, url: &str) -> Result<PgConnectOptions, Failure> {
+    url_options(variable, url)?;
+    let parsed: Result<PgConnectOptions, _> = url.parse();
+    parsed
+        .map(|options| options.extra_float_digits(None))
+        .map_err(|_| Failure::Configuration(format!("{variable} is no URL of a PostgreSQL")))
+}
+
 /// A database from outside may come up later than this process.
 pub(crate) async fn wait_for(variable: &str, options: &PgConnectOptions) {
     while let Err(error) = options.connect().await {

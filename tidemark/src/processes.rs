@@ -5,8 +5,8 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tidemark_command::{CommandState, Writer};
 use tidemark_events::log::Log;
-use tidemark_projector::{Feed, Supervisor};
-use tidemark_query::QueryState;
+use tidemark_projector::{Feed, Filler, Supervisor};
+use tidemark_query::{QueryConfig, QueryState};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -135,10 +135,15 @@ pub(crate) async fn command(options: CommandOptions) -> Result<(), Failure> {
 }
 
 pub(crate) async fn projector(options: ProjectorOptions) -> Result<(), Failure> {
+    let tier = options.redis.tier()?;
     let views_url = Some(options.views.views_url.as_str());
     let begun =
         Process::begin(&options.serve, &options.log.log_url, PROJECTOR_CONNECTIONS, views_url).await?;
     let Some((mut process, Some(views))) = begun else { return Ok(()) };
+    if let Some(tier) = tier {
+        let filler = Filler { log: process.log.clone(), views: views.clone(), tier };
+        process.parts.push(filler.spawn(process.parts_stop.clone()));
+    }
     let feed = Feed {
         log: process.log.clone(),
         kafka: options.kafka.config(),
@@ -153,14 +158,20 @@ pub(crate) async fn projector(options: ProjectorOptions) -> Result<(), Failure> 
 
 pub(crate) async fn query(options: QueryOptions) -> Result<(), Failure> {
     let access = options.key.access()?;
+    let tier = options.redis.tier()?;
     let views_url = Some(options.views.views_url.as_str());
     let begun = Process::begin(&options.serve, &options.log.log_url, LOG_CONNECTIONS, views_url).await?;
     let Some((mut process, Some(views))) = begun else { return Ok(()) };
+    let config = QueryConfig {
+        replica_lag_bytes: i64::from(options.reads.replica_lag_mib) * 1024 * 1024,
+        ..options.cache.config()
+    };
     let (query, following) = QueryState::open(
-        &views,
+        &options.reads.servers(views)?,
+        tier,
         process.log.clone(),
         access,
-        options.cache.config(),
+        config,
         process.parts_stop.clone(),
     );
     process.parts.push(following);

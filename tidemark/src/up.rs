@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tidemark_command::{CommandState, Writer};
 use tidemark_projector::{Feed, Supervisor};
-use tidemark_query::QueryState;
+use tidemark_query::{QueryState, Servers};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -71,8 +71,10 @@ async fn shop(
         };
         (feed.log.clone(), Supervisor::spawn(feed, parts_stop.clone()))
     };
+    let servers = Servers { primary: database.options.clone(), pooled: None, replicas: Vec::new() };
     let (query, following) = QueryState::open(
-        &database.options,
+        &servers,
+        None,
         log.clone(),
         access.clone(),
         options.cache.config(),

@@ -1,5 +1,6 @@
 //! The numbered stream of changes: what caches follow.
 
+use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, Row};
 use tidemark_events::{Epoch, Position};
 use uuid::Uuid;
@@ -16,7 +17,8 @@ pub const KEPT: i64 = 20_000;
 pub const AT_ONCE: usize = 500;
 
 /// What kind of change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// These keys' rows have changed.
     Rows,
@@ -25,7 +27,7 @@ pub enum Kind {
 }
 
 /// One change.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     /// Its number, without gaps.
     pub number: i64,
@@ -43,12 +45,36 @@ pub struct Change {
     pub keys: Vec<Uuid>,
 }
 
-/// The number of the newest change.
+/// Where a server's stream of changes ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct End {
+    /// The number of the newest change.
+    pub number: i64,
+    /// Which life of the server it is: under another one numbers may have been given again. `None` after a crash,
+    /// until a projector has written a new one.
+    pub incarnation: Option<Uuid>,
+}
+
+/// The end of the primary's stream, in one simple query, so that it can go through a pooler.
 ///
 /// # Errors
 /// [`ViewError::Database`].
-pub async fn newest(connection: &mut PgConnection) -> Result<i64, ViewError> {
-    Ok(sqlx::query("SELECT number FROM views.head").fetch_one(connection).await?.try_get(0)?)
+pub async fn end(connection: &mut PgConnection) -> Result<End, ViewError> {
+    let row = sqlx::raw_sql("SELECT number, (SELECT id FROM views.incarnation) FROM views.head")
+        .fetch_one(connection)
+        .await?;
+    Ok(End { number: row.try_get(0)?, incarnation: row.try_get(1)? })
+}
+
+/// Sees to it that this life of the server has an id.
+///
+/// # Errors
+/// [`ViewError::Database`].
+pub async fn ensure_incarnation(connection: &mut PgConnection) -> Result<(), ViewError> {
+    sqlx::query("INSERT INTO views.incarnation DEFAULT VALUES ON CONFLICT DO NOTHING")
+        .execute(connection)
+        .await?;
+    Ok(())
 }
 
 /// The changes after a number, in order, a few hundred at most.

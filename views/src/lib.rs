@@ -4,11 +4,15 @@
 //! |---|---|
 //! | [`resource`] | bodies as they are sent |
 //! | [`instance`] | which tables are live, and where they stand |
+//! | [`body`] | how they are read from the tables |
 //! | [`feed`] | the numbered stream of changes |
+//! | [`tier`] | ready bodies and changes in Redis |
 
+pub mod body;
 pub mod feed;
 pub mod instance;
 pub mod resource;
+pub mod tier;
 
 pub use tidemark_events::partition::{PARTITIONS, partition_of};
 

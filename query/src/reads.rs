@@ -1,0 +1,276 @@
+//! Where the views are read: on replicas that are near enough, else on the primary.
+//!
+//! A replica lags. How far is measured by the positions in the write-ahead log, and one that is too far behind, or
+//! does not answer, is left alone. That alone promises nothing to a single read; so every read says which number of
+//! the stream of changes ([`tidemark_views::feed`]) it must see at least, and one that was answered by a replica which
+//! had not come so far is asked again on the primary.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
+use sqlx::{AssertSqlSafe, PgPool, Row};
+use tidemark_http::problem::Problem;
+use tidemark_views::body::number_of;
+use tidemark_views::feed::{self, End};
+use tokio_util::sync::CancellationToken;
+
+use crate::QueryConfig;
+use crate::feed::Standing;
+use crate::unavailable;
+
+/// How often replicas are compared with the primary.
+const COMPARE_EVERY: Duration = Duration::from_millis(200);
+
+/// How long the comparison may take.
+const COMPARE_WITHIN: Duration = Duration::from_secs(1);
+
+/// A server of the views.
+#[derive(Debug)]
+struct Server {
+    pool: PgPool,
+    /// Reached through a pooler in transaction mode: nothing outlives a transaction there, not even a statement's
+    /// parsing, so each read is a transaction of its own with its settings.
+    begin: Option<String>,
+    name: String,
+    reads: Figures,
+}
+
+#[derive(Debug)]
+struct Replica {
+    server: Server,
+    /// Near enough to the primary, when they were last compared.
+    is_near: AtomicBool,
+    /// The newest change that it was seen to have.
+    number: AtomicI64,
+}
+
+#[derive(Debug)]
+struct Figures {
+    answered: metrics::Counter,
+    behind: metrics::Counter,
+    failed: metrics::Counter,
+}
+
+/// How the views' servers are reached.
+#[derive(Debug, Clone)]
+pub struct Servers {
+    /// The primary, directly: for LISTEN, and for reads where there is no pooler.
+    pub primary: PgConnectOptions,
+    /// The primary through a pooler in transaction mode, for reads.
+    pub pooled: Option<PgConnectOptions>,
+    /// Streaming replicas, directly or through a pooler.
+    pub replicas: Vec<PgConnectOptions>,
+}
+
+/// All servers of the views.
+#[derive(Debug)]
+pub(crate) struct Reads {
+    primary: Server,
+    replicas: Vec<Replica>,
+    next: AtomicUsize,
+    lag_bytes: i64,
+}
+
+impl Server {
+    fn new(options: &PgConnectOptions, name: String, pooled: bool, config: QueryConfig) -> Self {
+        let limit = config.statement_within.as_millis();
+        let settings = [("default_transaction_read_only", "on"), ("jit", "off")];
+        let reads = |outcome: &'static str| metrics::counter!("tidemark_view_reads_total", "server" => name.clone(), "outcome" => outcome);
+        let reads = Figures { answered: reads("answered"), behind: reads("behind"), failed: reads("failed") };
+        let pool = PgPoolOptions::new()
+            .max_connections(config.connections)
+            .acquire_timeout(config.statement_within)
+            .test_before_acquire(false);
+        if pooled {
+            let begin =
+                format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {limit}; SET LOCAL jit = off");
+            let pool = pool.connect_lazy_with(options.clone().statement_cache_capacity(0));
+            return Self { pool, begin: Some(begin), name, reads };
+        }
+        let options = options
+            .clone()
+            .application_name("tidemark query")
+            .options(settings)
+            .options([("statement_timeout", limit.to_string())]);
+        Self { pool: pool.connect_lazy_with(options), begin: None, name, reads }
+    }
+
+    async fn rows(&self, sql: &str, arguments: PgArguments) -> Result<Vec<PgRow>, sqlx::Error> {
+        let query = sqlx::query_with(AssertSqlSafe(sql), arguments);
+        let rows = match &self.begin {
+            None => query.fetch_all(&self.pool).await,
+            Some(begin) => {
+                let mut transaction = self.pool.begin_with(AssertSqlSafe(begin.as_str())).await?;
+                let rows = query.persistent(false).fetch_all(&mut *transaction).await?;
+                transaction.commit().await?;
+                Ok(rows)
+            }
+        };
+        if rows.is_err() {
+            self.reads.failed.increment(1);
+        }
+        rows
+    }
+
+    /// A position in the write-ahead log, in bytes; simple queries go through every pooler.
+    async fn wal_position(&self, of: &'static str) -> Result<i64, sqlx::Error> {
+        let asked = async { sqlx::raw_sql(of).fetch_one(&self.pool).await?.try_get(0) };
+        tokio::time::timeout(COMPARE_WITHIN, asked).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+    }
+}
+
+impl Reads {
+    pub(crate) fn new(servers: &Servers, config: QueryConfig) -> Self {
+        let (primary, pooled) = match &servers.pooled {
+            Some(pooled) => (pooled, true),
+            None => (&servers.primary, false),
+        };
+        let replica = |(at, options): (usize, &PgConnectOptions)| Replica {
+            server: Server::new(options, format!("replica-{}", at + 1), true, config),
+            is_near: AtomicBool::new(false),
+            number: AtomicI64::new(0),
+        };
+        Self {
+            primary: Server::new(primary, "primary".to_owned(), pooled, config),
+            replicas: servers.replicas.iter().enumerate().map(replica).collect(),
+            next: AtomicUsize::new(0),
+            lag_bytes: config.replica_lag_bytes,
+        }
+    }
+
+    /// The rows of a statement whose rows all have the column `number`, seen at `needed` or later.
+    ///
+    /// # Errors
+    /// 503 when no server can answer, or the views were thrown back.
+    pub(crate) async fn rows(
+        &self,
+        standing: &Standing,
+        needed: i64,
+        sql: &str,
+        arguments: PgArguments,
+    ) -> Result<(i64, Vec<PgRow>), Problem> {
+        // Without the feed it is not known how far a replica must be.
+        if standing.is_fresh()
+            && let Some(replica) = self.near(needed)
+            && let Some(found) = replica.rows(needed, sql, arguments.clone()).await
+        {
+            return Ok(found);
+        }
+        let seen = standing.seen();
+        let error = match self.primary.rows(sql, arguments.clone()).await {
+            Ok(rows) => {
+                let number = number_of(&rows).map_err(|error| unavailable(&error))?;
+                seen.check(number)?;
+                self.primary.reads.answered.increment(1);
+                return Ok((number, rows));
+            }
+            Err(error) => error,
+        };
+        // While the primary is away nothing changes; a replica that has all that is known says all there is to say.
+        for replica in &self.replicas {
+            if let Some(found) = replica.rows(needed, sql, arguments.clone()).await {
+                return Ok(found);
+            }
+        }
+        Err(unavailable(&error))
+    }
+
+    /// A replica that is near, taken in turn, and is not known to be short of `needed`.
+    fn near(&self, needed: i64) -> Option<&Replica> {
+        let count = self.replicas.len();
+        let first = if count > 1 { self.next.fetch_add(1, Ordering::Relaxed) } else { 0 };
+        (0..count).map(|step| &self.replicas[(first + step) % count]).find(|replica| {
+            let is_near = replica.is_near.load(Ordering::Acquire);
+            if is_near && replica.number.load(Ordering::Acquire) < needed {
+                replica.server.reads.behind.increment(1);
+            }
+            is_near && replica.number.load(Ordering::Acquire) >= needed
+        })
+    }
+
+    /// Where the primary's changes end.
+    pub(crate) async fn end(&self) -> Result<End, tidemark_views::ViewError> {
+        let mut connection = self.primary.pool.acquire().await?;
+        feed::end(&mut connection).await
+    }
+
+    /// Compares the replicas with the primary until `stop`.
+    pub(crate) async fn compare(&self, stop: &CancellationToken) {
+        const PRIMARY: &str = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint";
+        const REPLICA: &str = "SELECT pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::bigint";
+        while !self.replicas.is_empty() && !stop.is_cancelled() {
+            let primary = self.primary.wal_position(PRIMARY).await;
+            for replica in &self.replicas {
+                let lag = match (&primary, replica.server.wal_position(REPLICA).await) {
+                    (Ok(primary), Ok(position)) => Some((primary - position).max(0)),
+                    // Nothing to compare with: it is as near as it was.
+                    (Err(_), Ok(_)) => continue,
+                    (_, Err(error)) => {
+                        replica.leave(&error);
+                        continue;
+                    }
+                };
+                if let Some(lag) = lag {
+                    #[expect(clippy::cast_precision_loss, reason = "a gauge")]
+                    metrics::gauge!("tidemark_replica_lag_bytes", "server" => replica.server.name.clone())
+                        .set(lag as f64);
+                    replica.look(lag <= self.lag_bytes).await;
+                }
+            }
+            tokio::time::timeout(COMPARE_EVERY, stop.cancelled()).await.ok();
+        }
+    }
+
+    pub(crate) async fn close(&self) {
+        self.primary.pool.close().await;
+        for replica in &self.replicas {
+            replica.server.pool.close().await;
+        }
+    }
+}
+
+impl Replica {
+    /// `None` when it fails or has not come so far.
+    async fn rows(&self, needed: i64, sql: &str, arguments: PgArguments) -> Option<(i64, Vec<PgRow>)> {
+        let found = self.server.rows(sql, arguments).await.and_then(|rows| Ok((number_of(&rows)?, rows)));
+        match found {
+            Ok((number, rows)) => {
+                self.number.fetch_max(number, Ordering::AcqRel);
+                if number >= needed {
+                    self.server.reads.answered.increment(1);
+                    return Some((number, rows));
+                }
+                self.server.reads.behind.increment(1);
+                None
+            }
+            Err(error) => {
+                self.leave(&error);
+                None
+            }
+        }
+    }
+
+    /// Takes down whether it is near, and its newest number.
+    async fn look(&self, is_near: bool) {
+        let number = sqlx::raw_sql("SELECT number FROM views.head").fetch_one(&self.server.pool).await;
+        match number.and_then(|row| row.try_get(0)) {
+            // Not the greatest ever: after a fork numbers begin again.
+            Ok(number) => self.number.store(number, Ordering::Release),
+            Err(error) => return self.leave(&error),
+        }
+        if self.is_near.swap(is_near, Ordering::AcqRel) != is_near {
+            tracing::info!(
+                server = self.server.name,
+                is_near,
+                "a replica is read from only while it is near"
+            );
+        }
+    }
+
+    fn leave(&self, error: &sqlx::Error) {
+        if self.is_near.swap(false, Ordering::AcqRel) {
+            tracing::warn!(%error, server = self.server.name, "a replica does not answer, reading elsewhere");
+        }
+    }
+}
