@@ -148,8 +148,8 @@ impl Drop for Postgres {
     }
 }
 
-/// A program of PostgreSQL's, run by somebody who is not root.
-fn server_program(name: &str, folder: &Path) -> std::process::Command {
+/// A program of PostgreSQL's or PgBouncer, run by somebody who is not root.
+pub(crate) fn server_program(name: &str, folder: &Path) -> std::process::Command {
     use std::os::unix::process::CommandExt;
     let mut places: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
         .into_iter()
@@ -158,7 +158,12 @@ fn server_program(name: &str, folder: &Path) -> std::process::Command {
         .map(|e| e.path().join("bin"))
         .collect();
     places.sort();
-    places.extend(["/opt/homebrew/bin".into(), "/usr/local/bin".into(), "/usr/bin".into()]);
+    places.extend([
+        "/opt/homebrew/bin".into(),
+        "/usr/local/bin".into(),
+        "/usr/sbin".into(),
+        "/usr/bin".into(),
+    ]);
     let program = places.into_iter().rev().map(|place| place.join(name)).find(|path| path.exists()).unwrap();
     let mut command = std::process::Command::new(program);
     command.current_dir("/").env("LC_ALL", "C");

@@ -16,4 +16,6 @@ mod outcomes;
 mod projections;
 mod proxy;
 mod rebuild;
+mod servers;
+mod tiers;
 mod views;
