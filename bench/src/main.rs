@@ -5,10 +5,12 @@
 //! | [`figures`] | the measurements, one file a group |
 //! | [`shop`], [`seed`], [`catalog`] | the shop as a process, and what it is filled with |
 //! | [`wrk`], [`load`], [`client`] | load: closed loop by wrk, open loop by this program |
+//! | [`whole`], [`background`] | the shop as many processes, and other programs |
 //! | [`bare`], [`cluster`] | the limits: a bare handler, pgbench |
 //! | [`books`], [`metrics`] | whether what was fast was also right, and what the shop says itself |
 //! | [`report`], [`stats`] | the table |
 
+mod background;
 mod bare;
 mod books;
 mod catalog;
@@ -26,6 +28,7 @@ mod scratch;
 mod seed;
 mod shop;
 mod stats;
+mod whole;
 mod wrk;
 
 use std::net::SocketAddr;

@@ -1,6 +1,7 @@
 //! Fills a shop over its own API: every product created, published, and received into stock.
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -12,7 +13,7 @@ use crate::client::{Call, POSITION};
 use crate::error::BenchError;
 use crate::load;
 use crate::position::latest;
-use crate::shop::Shop;
+use crate::shop::{self, Shop};
 use crate::wrk::CONNECTIONS;
 
 /// Products of one batch; the limit is 1,000.
@@ -46,13 +47,21 @@ struct ItemAnswer {
 
 /// Fills the shop and waits until its views show it.
 pub(crate) async fn seed(shop: &Shop, data: Option<&Path>) -> Result<Seeded, BenchError> {
+    fill(shop.address, async |role| shop.token(role, Uuid::now_v7()).await, data).await
+}
+
+/// Fills the shop at an address, which takes commands and reads, and waits until its views show it.
+pub(crate) async fn fill(
+    address: SocketAddr,
+    token: impl AsyncFn(&'static str) -> Result<String, BenchError>,
+    data: Option<&Path>,
+) -> Result<Seeded, BenchError> {
     let new = catalog::products(data)?;
     eprintln!("filling the shop with {} products", new.len());
-    let staff = shop.token("staff", Uuid::now_v7()).await?;
-    let customer = shop.token("customer", Uuid::now_v7()).await?;
-    let analyst = shop.token("analyst", Uuid::now_v7()).await?;
+    let (staff, customer, analyst) =
+        (token("staff").await?, token("customer").await?, token("analyst").await?);
     let batches: Vec<&[NewProduct]> = new.chunks(BATCH).collect();
-    let created = load::closed(shop.address, 4, batches.len(), async |connection, number| {
+    let created = load::closed(address, 4, batches.len(), async |connection, number| {
         let body =
             serde_json::to_vec(&json!({ "items": batches[number] })).map_err(BenchError::json("a batch"))?;
         let call = Call::post("/v1/products/batch", body).token(&staff).key(Uuid::now_v7().to_string());
@@ -65,15 +74,15 @@ pub(crate) async fn seed(shop: &Shop, data: Option<&Path>) -> Result<Seeded, Ben
     if ids.iter().collect::<HashSet<_>>().len() != new.len() {
         return Err(BenchError::Wrong(format!("{} products have {} ids", new.len(), ids.len())));
     }
-    load::closed(shop.address, CONNECTIONS, ids.len(), async |connection, number| {
+    load::closed(address, CONNECTIONS, ids.len(), async |connection, number| {
         connection.send(&Call::put(format!("/v1/products/{}/publication", ids[number])).token(&staff)).await
     })
     .await?;
-    let positions = load::closed(shop.address, CONNECTIONS, ids.len(), async |connection, number| {
+    let positions = load::closed(address, CONNECTIONS, ids.len(), async |connection, number| {
         connection.send(&receipt(ids[number], &staff)).await?.header(POSITION)
     })
     .await?;
-    shop.caught_up(Call::get("/v1/products?limit=1"), latest(&positions)?).await?;
+    shop::caught_up(address, Call::get("/v1/products?limit=1"), latest(&positions)?).await?;
     Ok(Seeded { products: ids.into_iter().zip(new).collect(), staff, customer, analyst })
 }
 

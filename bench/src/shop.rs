@@ -113,6 +113,11 @@ impl Shop {
         BenchError::Program { program: "tidemark up".to_owned(), status: status.to_owned(), output }
     }
 
+    /// What it is an instance of.
+    pub(crate) fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// What it said last.
     pub(crate) fn last_words(&self) -> String {
         process::end_of(&self.log)
@@ -138,30 +143,12 @@ impl Shop {
 
     /// An access token.
     pub(crate) async fn token(&self, role: &str, subject: Uuid) -> Result<String, BenchError> {
-        let subject = subject.to_string();
-        let token = self.command(["token", "--role", role, "--subject", &subject, "--ttl", "12h"]);
-        Ok(process::output(token).await?.trim().to_owned())
+        token(self.command([]), role, subject).await
     }
 
     /// Waits until `call`, a read, is answered from views that stand at `position`; returns how long that took.
     pub(crate) async fn caught_up(&self, call: Call, position: &str) -> Result<Duration, BenchError> {
-        let call = call.after(position);
-        let mut connection = Connection::open(self.address).await?;
-        let begin = Instant::now();
-        while begin.elapsed() < CATCH_UP_WITHIN {
-            let answer = connection.try_send(&call).await?;
-            if answer.status.is_success() {
-                return Ok(begin.elapsed());
-            }
-            if answer.status != StatusCode::SERVICE_UNAVAILABLE {
-                connection.send(&call).await?;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        Err(BenchError::Wrong(format!(
-            "views did not stand at {position} after {} s",
-            CATCH_UP_WITHIN.as_secs()
-        )))
+        caught_up(self.address, call, position).await
     }
 
     /// The histograms of one of its metrics, by the label `name`.
@@ -169,6 +156,34 @@ impl Shop {
         let answer = Connection::open(self.address).await?.send(&Call::get("/metrics")).await?;
         Ok(Histograms::read(&String::from_utf8_lossy(&answer.body), metric))
     }
+}
+
+/// An access token of a shop whose key `tidemark` knows.
+pub(crate) async fn token(mut tidemark: Command, role: &str, subject: Uuid) -> Result<String, BenchError> {
+    tidemark.args(["token", "--role", role, "--subject", &subject.to_string(), "--ttl", "12h"]);
+    Ok(process::output(tidemark).await?.trim().to_owned())
+}
+
+/// Waits until `call`, a read, is answered from views that stand at `position`; returns how long that took.
+pub(crate) async fn caught_up(
+    address: SocketAddr,
+    call: Call,
+    position: &str,
+) -> Result<Duration, BenchError> {
+    let call = call.after(position);
+    let mut connection = Connection::open(address).await?;
+    let begin = Instant::now();
+    while begin.elapsed() < CATCH_UP_WITHIN {
+        let answer = connection.try_send(&call).await?;
+        if answer.status.is_success() {
+            return Ok(begin.elapsed());
+        }
+        if answer.status != StatusCode::SERVICE_UNAVAILABLE {
+            connection.send(&call).await?;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Err(BenchError::Wrong(format!("views did not stand at {position} after {} s", CATCH_UP_WITHIN.as_secs())))
 }
 
 fn tidemark<'a>(

@@ -5,6 +5,7 @@ mod import;
 mod lag;
 mod memory;
 mod orders;
+mod processes;
 mod reads;
 mod rebuild;
 pub(crate) mod replay;
@@ -53,6 +54,8 @@ pub(crate) enum Figure {
     Replay,
     /// The whole log to Kafka, and the orders view from there
     Stream,
+    /// The shop as many processes, against the one process
+    Processes,
 }
 
 /// What needs a log of many events: the imported one if there is the data set, else what the others left.
@@ -112,7 +115,8 @@ pub(crate) async fn all(settings: &Settings) -> Result<Report, BenchError> {
     ));
 
     let imports = settings.data.is_some();
-    let filled = [Figure::Reads, Figure::Search, Figure::Orders, Figure::Lag, Figure::Append];
+    let filled =
+        [Figure::Reads, Figure::Search, Figure::Orders, Figure::Lag, Figure::Append, Figure::Processes];
     if settings.wants_any(&filled) || (!imports && settings.wants_any(&WHOLE_LOG)) {
         let folder = scratch.folder("filled")?;
         let shop = Shop::start(&program, &folder, database(settings).await?).await?;
@@ -147,7 +151,7 @@ async fn on_filled_shop(
     if settings.wants(Figure::Append) {
         report.add("append", append::append(settings, scratch, &cluster).await);
     }
-    let on_products = [Figure::Reads, Figure::Search, Figure::Orders, Figure::Lag];
+    let on_products = [Figure::Reads, Figure::Search, Figure::Orders, Figure::Lag, Figure::Processes];
     if !settings.wants_any(&on_products) && (imports || !settings.wants_any(&WHOLE_LOG)) {
         return Ok(());
     }
@@ -168,6 +172,9 @@ async fn on_filled_shop(
     }
     if settings.wants(Figure::Lag) {
         report.add("lag", lag::lag(&stage, peak).await);
+    }
+    if settings.wants(Figure::Processes) {
+        report.add("processes", processes::processes(&stage).await);
     }
     if !imports {
         on_whole_log(settings, scratch, shop, &seeded.staff, "without an import", report).await;

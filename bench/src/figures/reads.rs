@@ -1,5 +1,6 @@
 //! Reads at 64 connections, against a handler that does nothing but return the same bytes.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::{Stage, orders};
@@ -9,13 +10,14 @@ use crate::error::BenchError;
 use crate::load;
 use crate::position::latest;
 use crate::report::{Bound, Row};
+use crate::seed::Seeded;
 use crate::wrk::{CONNECTIONS, Run, Script};
 
 /// Products and orders that are read again and again.
-const HOT: usize = 2_000;
+pub(super) const HOT: usize = 2_000;
 
 /// Seconds before what counts, in which every hot id is read.
-const WARM_UP_SECONDS: u64 = 2;
+pub(super) const WARM_UP_SECONDS: u64 = 2;
 
 /// One thing that is read.
 struct Read {
@@ -61,16 +63,21 @@ pub(super) async fn reads(stage: &Stage<'_>) -> Result<Vec<Row>, BenchError> {
     Ok(rows)
 }
 
-async fn product(stage: &Stage<'_>) -> Result<Read, BenchError> {
-    let products = &stage.seeded.products;
+/// Products that are read again and again, spread over all of them.
+pub(super) fn hot_products(seeded: &Seeded) -> Vec<String> {
+    let products = &seeded.products;
     let spread = products.iter().step_by((products.len() / HOT).max(1)).take(HOT);
-    let hot: Vec<String> = spread.map(|(id, _)| format!("/v1/products/{id}")).collect();
+    spread.map(|(id, _)| format!("/v1/products/{id}")).collect()
+}
+
+async fn product(stage: &Stage<'_>) -> Result<Read, BenchError> {
+    let hot = hot_products(stage.seeded);
     Ok(Read {
         name: "product",
         what: format!("GET /v1/products/{{id}}, {CONNECTIONS} connections, {HOT} hot ids"),
         paths: stage.scratch.file("product.paths", &hot.join("\n"))?,
         token: None,
-        typical: typical(stage, &hot, None).await?,
+        typical: typical(stage.shop.address, &hot, None).await?,
         least: 0.75,
     })
 }
@@ -88,7 +95,7 @@ async fn order(stage: &Stage<'_>) -> Result<Read, BenchError> {
         name: "order",
         what: format!("GET /v1/orders/{{id}} with a token, {CONNECTIONS} connections, {HOT} hot ids"),
         paths: stage.scratch.file("order.paths", &hot.join("\n"))?,
-        typical: typical(stage, &hot, Some(token)).await?,
+        typical: typical(stage.shop.address, &hot, Some(token)).await?,
         token: Some(token.clone()),
         least: 0.6,
     })
@@ -96,7 +103,7 @@ async fn order(stage: &Stage<'_>) -> Result<Read, BenchError> {
 
 async fn list(stage: &Stage<'_>) -> Result<Read, BenchError> {
     let first = vec!["/v1/products?limit=20".to_owned()];
-    let typical = typical(stage, &first, None).await?;
+    let typical = typical(stage.shop.address, &first, None).await?;
     let page: serde_json::Value = typical.json()?;
     if page["items"].as_array().is_none_or(|items| items.len() != 20) || page["next_cursor"].is_null() {
         return Err(BenchError::Wrong(format!("the first page of products is {page}")));
@@ -112,8 +119,12 @@ async fn list(stage: &Stage<'_>) -> Result<Read, BenchError> {
 }
 
 /// The answer of the median length.
-async fn typical(stage: &Stage<'_>, paths: &[String], token: Option<&str>) -> Result<Answer, BenchError> {
-    let mut answers = load::closed(stage.shop.address, 8, paths.len(), async |connection, number| {
+pub(super) async fn typical(
+    address: SocketAddr,
+    paths: &[String],
+    token: Option<&str>,
+) -> Result<Answer, BenchError> {
+    let mut answers = load::closed(address, 8, paths.len(), async |connection, number| {
         let call = Call::get(paths[number].as_str());
         connection
             .send(&match token {

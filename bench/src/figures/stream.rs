@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::rebuild::head;
+use crate::background::{Background, wait_for};
 use crate::client::{Call, Connection};
 use crate::error::BenchError;
 use crate::process;
@@ -21,27 +21,6 @@ const DATABASE: &str = "tidemark_bench_stream";
 /// How long a process may take to answer, and to catch up.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(300);
-
-/// A program in the background, killed when dropped.
-struct Background(Child);
-
-impl Background {
-    fn start(mut command: Command, said: &Path) -> Result<Self, BenchError> {
-        let file = fs::File::create(said).map_err(BenchError::io(format!("making {}", said.display())))?;
-        let too = file.try_clone().map_err(BenchError::io("a second handle of a file"))?;
-        command.stdin(Stdio::null()).stdout(file).stderr(too).process_group(0);
-        let child =
-            command.spawn().map_err(BenchError::io(format!("starting {}", process::name(&command))))?;
-        Ok(Self(child))
-    }
-}
-
-impl Drop for Background {
-    fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
-}
 
 /// The figures of publishing, and of a view from the topic.
 pub(super) async fn stream(scratch: &Scratch, shop: &Shop, staff: &str) -> Result<Vec<Row>, BenchError> {
@@ -115,21 +94,6 @@ async fn kafka(folder: &Path) -> Result<(String, Background), BenchError> {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     Ok((listen.to_string(), running))
-}
-
-async fn wait_for(address: SocketAddr, within: Duration) -> Result<(), BenchError> {
-    let end = Instant::now() + within;
-    loop {
-        if let Ok(mut connection) = Connection::open(address).await
-            && connection.send(&Call::get("/readyz")).await.is_ok()
-        {
-            return Ok(());
-        }
-        if Instant::now() > end {
-            return Err(BenchError::Wrong(format!("nobody answered on {address}")));
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// Events a second, by a metric that counts them, from the first that was seen until there are `all`.
