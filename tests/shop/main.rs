@@ -17,5 +17,6 @@ mod projections;
 mod proxy;
 mod rebuild;
 mod servers;
+mod skip;
 mod tiers;
 mod views;
