@@ -28,8 +28,8 @@ cluster: setup-cluster   ## the shop as many processes, with Kafka and nginx, on
 cluster-stop:         ## ends it
 	scripts/cluster stop
 
-schemas:              ## writes the events' JSON Schemas anew after a compatible change
-	TIDEMARK_WRITE_SCHEMAS=1 $(CARGO) test --locked -p tidemark-events --test schemas
+schemas:              ## writes the events' JSON Schemas and the topics' AsyncAPI document anew after a compatible change
+	TIDEMARK_WRITE_SCHEMAS=1 $(CARGO) test --locked -p tidemark-events -p tidemark-kafka --test schemas --test asyncapi
 
 fmt:                  ## puts the code in form
 	$(CARGO) fmt --all

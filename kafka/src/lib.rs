@@ -3,10 +3,12 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`record`] | an event as a CloudEvent, and back |
+//! | [`asyncapi`] | the topics as others can rely on them |
 //! | [`topic`] | the topics, and where they stand |
 //! | [`publisher`] | the log to the topic, by one process at a time |
 //! | [`source`] | the topic to whoever asks, partition by partition |
 
+pub mod asyncapi;
 pub mod publisher;
 pub mod record;
 pub mod source;

@@ -34,6 +34,9 @@ const ASK_AGAIN: Duration = Duration::from_millis(300);
 /// How long after a failure publishing is tried anew.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
 
+/// The key of the place, so that compaction keeps the newest alone.
+pub(crate) const PLACE_KEY: &str = "publisher";
+
 /// Events of one transaction.
 const AT_ONCE: usize = 30_000;
 
@@ -310,7 +313,7 @@ fn write(
     }
     watermarks(producer, config, *to, now)?;
     let (place_topic, place) = (config.place_topic(), to.to_string());
-    send(producer, BaseRecord::to(&place_topic).key("publisher").payload(place.as_str()).partition(0))?;
+    send(producer, BaseRecord::to(&place_topic).key(PLACE_KEY).payload(place.as_str()).partition(0))?;
     // The library's own `flush` looks every tenth of a second; this is what it does, at once.
     let end = Instant::now() + TRANSACTION_WITHIN / 2;
     while producer.in_flight_count() > 0 {

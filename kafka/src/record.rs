@@ -36,8 +36,17 @@ pub const WATERMARK: &str = "tidemark.watermark";
 /// The value of a watermark.
 pub const NOTHING: &str = "{}";
 
-const CONTENT_TYPE: &str = "application/json";
-const SOURCE: &str = "/tidemark/";
+/// What values are written as.
+pub(crate) const CONTENT_TYPE: &str = "application/json";
+
+/// What an event's category stands behind in `ce_source`.
+pub(crate) const SOURCE: &str = "/tidemark/";
+
+/// `ce_source` of a watermark.
+pub(crate) const LOG_SOURCE: &str = "/tidemark/log";
+
+/// The version of CloudEvents.
+pub(crate) const SPECVERSION: &str = "1.0";
 
 /// What a record says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +83,7 @@ pub fn headers(epoch: Epoch, event: &RecordedEvent) -> OwnedHeaders {
         headers = std::mem::take(&mut headers).insert(Header { key: name, value: Some(text.as_str()) });
     };
     put("content-type", format_args!("{CONTENT_TYPE}"));
-    put("ce_specversion", format_args!("1.0"));
+    put("ce_specversion", format_args!("{SPECVERSION}"));
     put("ce_id", format_args!("{}", event.event_id));
     put("ce_source", format_args!("{SOURCE}{}", event.category));
     put("ce_type", format_args!("{}", event.event_type));
@@ -101,9 +110,9 @@ pub fn headers(epoch: Epoch, event: &RecordedEvent) -> OwnedHeaders {
 pub fn watermark(place: Head, at: DateTime<Utc>) -> OwnedHeaders {
     let texts = [
         ("content-type", CONTENT_TYPE.to_owned()),
-        ("ce_specversion", "1.0".to_owned()),
+        ("ce_specversion", SPECVERSION.to_owned()),
         ("ce_id", place.to_string()),
-        ("ce_source", format!("{SOURCE}log")),
+        ("ce_source", LOG_SOURCE.to_owned()),
         ("ce_type", WATERMARK.to_owned()),
         ("ce_time", at.to_rfc3339_opts(SecondsFormat::Micros, true)),
         ("ce_epoch", place.epoch.to_string()),
@@ -122,7 +131,7 @@ pub fn parse<M: Message>(message: &M) -> Result<Record, Misfit> {
     let found = Found::of(message);
     let epoch = found.number("ce_epoch", found.epoch)?;
     let position = found.number("ce_position", found.position)?;
-    if found.text("ce_specversion", found.specversion)? != "1.0" {
+    if found.text("ce_specversion", found.specversion)? != SPECVERSION {
         return Err(Misfit::Unreadable("ce_specversion"));
     }
     let event_type = found.text("ce_type", found.event_type)?;
