@@ -8,6 +8,7 @@ use serde::Serialize;
 use tidemark_events::{Metadata, Money};
 use tidemark_http::{Access, Actor, Flow, IdempotencyKey, IfMatch, Problem, problem};
 use utoipa::ToSchema;
+use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use uuid::Uuid;
 
@@ -31,11 +32,20 @@ impl axum::extract::FromRef<CommandState> for Access {
 
 /// Every route that changes something.
 pub fn routes(state: CommandState) -> OpenApiRouter {
+    stateless().with_state(state)
+}
+
+/// What the API's document says of them, for processes that do not serve them.
+#[must_use]
+pub fn document() -> OpenApi {
+    stateless().into_openapi()
+}
+
+fn stateless() -> OpenApiRouter<CommandState> {
     OpenApiRouter::new()
         .merge(product::http::routes())
         .merge(stock::http::routes())
         .merge(order::http::routes())
-        .with_state(state)
 }
 
 /// The answer to a command.

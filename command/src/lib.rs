@@ -27,5 +27,5 @@ pub mod writer;
 
 pub use command::Command;
 pub use decision::{Decision, Rejection};
-pub use http::{CommandState, routes};
+pub use http::{CommandState, document, routes};
 pub use writer::{Answer, CommandError, Request, Writer, WriterConfig};

@@ -35,6 +35,7 @@ use tidemark_http::Access;
 use tidemark_http::problem::{self, Problem};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use cache::Cache;
@@ -134,12 +135,21 @@ impl axum::extract::FromRef<QueryState> for Access {
 
 /// Every route that reads.
 pub fn routes(state: QueryState) -> OpenApiRouter {
+    stateless().with_state(state)
+}
+
+/// What the API's document says of them, for processes that do not serve them.
+#[must_use]
+pub fn document() -> OpenApi {
+    stateless().into_openapi()
+}
+
+fn stateless() -> OpenApiRouter<QueryState> {
     OpenApiRouter::new()
         .merge(products::routes())
         .merge(stock::routes())
         .merge(orders::routes())
         .merge(events::routes())
-        .with_state(state)
 }
 
 /// The values of a statement's parameters, in their order; they can be sent more than once.

@@ -13,6 +13,7 @@ mod lifecycle;
 mod log;
 mod orders;
 mod outcomes;
+mod processes;
 mod projections;
 mod proxy;
 mod rebuild;

@@ -92,18 +92,27 @@ pub(crate) fn stop_on_signals(stop: &CancellationToken) -> Result<(), Failure> {
 )]
 struct Api;
 
-/// The API's routes with what every process answers: its document and page, health, metrics, problems.
-pub(crate) fn router(routes: OpenApiRouter, health: Health) -> Router {
-    let (api, mut document) = OpenApiRouter::with_openapi(Api::openapi()).merge(routes).split_for_parts();
+/// The document of the whole API. It is the same in every process, whichever of the routes that one serves: clients
+/// see one shop, and ask whom they reach.
+fn document() -> utoipa::openapi::OpenApi {
+    let mut document = Api::openapi();
+    document.merge(tidemark_command::document());
+    document.merge(tidemark_query::document());
     let mut token = Http::new(HttpAuthScheme::Bearer);
     token.bearer_format = Some("JWT".to_owned());
     document.components.get_or_insert_default().add_security_scheme("token", SecurityScheme::Http(token));
+    document
+}
+
+/// A process's routes with what every process answers: the API's document and page, health, metrics, problems.
+pub(crate) fn router(routes: OpenApiRouter, health: Health) -> Router {
+    let (api, _) = routes.split_for_parts();
     // The page's own scripts and styles, nothing else.
     let policy = HeaderValue::from_static(
         "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
          connect-src 'self'; frame-ancestors 'none'",
     );
-    let docs = Router::<()>::from(SwaggerUi::new("/docs").url("/openapi.json", document))
+    let docs = Router::<()>::from(SwaggerUi::new("/docs").url("/openapi.json", document()))
         .layer(SetResponseHeaderLayer::overriding(header::CONTENT_SECURITY_POLICY, policy));
     let operations = Router::new()
         .route("/livez", get(async || StatusCode::OK))
