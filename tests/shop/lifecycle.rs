@@ -74,6 +74,7 @@ async fn data_outlives_every_kind_of_end() {
 
     let second =
         tidemark().args(["up", "--listen", "127.0.0.1:0", "--data-dir"]).arg(&data).output().await.unwrap();
+    assert_eq!(second.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&second.stderr).contains("another tidemark is running"));
 
     // SIGTERM: everything ends, the private PostgreSQL included.
@@ -124,26 +125,4 @@ async fn a_second_signal_ends_it_at_once_and_leaves_nothing_running() {
     shop.wait().await.unwrap();
     until("PostgreSQL ends", async || test_kill_process(postgres).err()).await;
     assert!(!data.join("postgres/postmaster.pid").exists());
-}
-
-#[tokio::test]
-async fn wrong_configuration_is_told_and_ends_with_2() {
-    let folder = folder();
-    for (name, value, told) in [
-        ("TIDEMARK_LISTEN", "nowhere", "--listen"),
-        ("TIDEMARK_QUEUE_COMMANDS", "0", "--queue-commands"),
-        ("TIDEMARK_PROJECTOR_WORKERS", "9", "--projector-workers"),
-        ("DATABASE_URL", "mysql://x", "DATABASE_URL"),
-    ] {
-        let output = tidemark()
-            .args(["up", "--data-dir"])
-            .arg(folder.path())
-            .env("TIDEMARK_LISTEN", "127.0.0.1:0")
-            .env(name, value)
-            .output()
-            .await
-            .unwrap();
-        assert_eq!(output.status.code(), Some(2), "{name}");
-        assert!(String::from_utf8_lossy(&output.stderr).contains(told), "{name}");
-    }
 }

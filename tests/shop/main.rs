@@ -5,6 +5,7 @@
 mod access;
 mod bad_input;
 mod broker;
+mod configuration;
 mod faults;
 mod harness;
 mod import;

@@ -53,13 +53,30 @@ pub(crate) enum ClusterError {
     )]
     NotInstalled,
     /// Another `tidemark up` runs on the same directory.
-    #[error("another tidemark is running on {}", .0.display())]
+    #[error(
+        "TIDEMARK_DATA_DIR (--data-dir): another tidemark is running on {}; a directory of its own is expected",
+        .0.display()
+    )]
     InUse(PathBuf),
+    /// The directory cannot be written.
+    #[error(
+        "TIDEMARK_DATA_DIR (--data-dir): cannot write {}: {error}; a directory that this user can write is expected",
+        path.display()
+    )]
+    Unwritable {
+        /// What cannot be made or written.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
     /// As root there must be somebody else to run it.
     #[error("PostgreSQL does not run as root, and there is no user postgres or nobody to run it as")]
     NobodyToRunIt,
     /// The user that runs it cannot reach the directory.
-    #[error("{} cannot be reached by user {user}, who runs PostgreSQL when this program runs as root: choose another --data-dir", path.display())]
+    #[error(
+        "TIDEMARK_DATA_DIR (--data-dir): {} cannot be reached by user {user}, who runs PostgreSQL when this program runs as root; a directory that everybody can pass through is expected",
+        path.display()
+    )]
     OutOfReach {
         /// The directory.
         path: PathBuf,
@@ -78,6 +95,20 @@ pub(crate) enum ClusterError {
     /// Its database could not be made.
     #[error("the private PostgreSQL: {0}")]
     Database(#[from] sqlx::Error),
+}
+
+impl ClusterError {
+    /// Whether somebody has to change a setting or the machine, and trying again is of no use before.
+    pub(crate) fn is_configuration(&self) -> bool {
+        matches!(
+            self,
+            Self::NotInstalled
+                | Self::InUse(_)
+                | Self::Unwritable { .. }
+                | Self::NobodyToRunIt
+                | Self::OutOfReach { .. }
+        )
+    }
 }
 
 fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> ClusterError {
@@ -325,12 +356,12 @@ fn make_wal_segments(wal: &Path, owner: Option<(u32, u32)>) -> std::io::Result<(
 }
 
 fn try_lock(path: &Path) -> Result<Option<File>, ClusterError> {
-    let cannot = || io(format!("cannot lock {}", path.display()));
-    let file = File::options().create(true).truncate(false).write(true).open(path).map_err(cannot())?;
+    let cannot = |error| ClusterError::Unwritable { path: path.to_owned(), error };
+    let file = File::options().create(true).truncate(false).write(true).open(path).map_err(cannot)?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(error)) => Err(cannot()(error)),
+        Err(TryLockError::Error(error)) => Err(cannot(error)),
     }
 }
 

@@ -1,19 +1,24 @@
 //! Every setting there is: flags, environment variables, defaults.
 
+use std::fmt::Display;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use sqlx::postgres::PgConnectOptions;
 use tidemark_command::WriterConfig;
+use tidemark_http::access::MIN_SECRET;
 use tidemark_http::{Access, Role};
 use tidemark_kafka::KafkaConfig;
 use tidemark_projector::ProjectorConfig;
 use tidemark_query::{QueryConfig, Servers, Tier};
 use uuid::Uuid;
 
-use crate::database::{data_dir, pooled_options};
+use crate::database::{data_dir, pooled_options, url_options};
 use crate::{Failure, keys};
 
 /// Tidemark: an event-sourced CQRS commerce backend.
@@ -24,22 +29,71 @@ pub(crate) struct Cli {
     pub(crate) action: Action,
 }
 
+impl Cli {
+    /// Reads flags and environment variables. Help, and what is wrong with something that has no variable, is printed
+    /// and ends the process.
+    pub(crate) fn read() -> Result<Self, Failure> {
+        Self::try_parse().map_err(|error| match explain(&error) {
+            Some(message) => Failure::Configuration(message),
+            None => error.exit(),
+        })
+    }
+}
+
+/// What is wrong with settings, each with its variable and what is expected; `None` if it is about something else. A
+/// value that may be a secret is not repeated.
+fn explain(error: &clap::Error) -> Option<String> {
+    let names = match error.get(ContextKind::InvalidArg)? {
+        ContextValue::String(name) => std::slice::from_ref(name),
+        ContextValue::Strings(names) => names,
+        _ => return None,
+    };
+    let told = names.iter().map(|name| {
+        let flag = name.strip_prefix("--")?.split([' ', '=']).next()?;
+        let setting = setting(&Cli::command(), flag)?;
+        let variable = setting.get_env()?.to_string_lossy().into_owned();
+        match error.kind() {
+            ErrorKind::MissingRequiredArgument => {
+                Some(format!("{variable} (--{flag}) is missing: {}", setting.get_help()?))
+            }
+            ErrorKind::ValueValidation => {
+                let expected = std::error::Error::source(error)?;
+                let found = match error.get(ContextKind::InvalidValue) {
+                    Some(ContextValue::String(value)) if !setting.is_hide_env_values_set() => {
+                        format!("{value:?}")
+                    }
+                    _ => "the value".to_owned(),
+                };
+                Some(format!("{variable} (--{flag}): {found} is not {expected}"))
+            }
+            _ => None,
+        }
+    });
+    Some(told.collect::<Option<Vec<_>>>()?.join("; "))
+}
+
+/// The setting of a flag, whichever subcommand has it: the same flag has the same variable everywhere.
+fn setting(command: &clap::Command, flag: &str) -> Option<clap::Arg> {
+    let here = command.get_arguments().find(|setting| setting.get_long() == Some(flag)).cloned();
+    here.or_else(|| command.get_subcommands().find_map(|command| setting(command, flag)))
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Action {
     /// Runs the whole shop in one process: commands, projections, queries.
     Up(UpOptions),
     /// Takes commands, appends to the log, and publishes it to Kafka.
-    Command(CommandOptions),
+    Command(Box<CommandOptions>),
     /// Folds the log into the views.
-    Projector(ProjectorOptions),
+    Projector(Box<ProjectorOptions>),
     /// Serves the views.
-    Query(QueryOptions),
+    Query(Box<QueryOptions>),
     /// Prints an access token for development.
     Token(TokenOptions),
     /// Prints the log, one event a line (NDJSON).
     Replay(ReplayOptions),
     /// Builds a projection anew beside the live one and switches readers to it.
-    Rebuild(RebuildOptions),
+    Rebuild(Box<RebuildOptions>),
     /// Takes in data from outside, through the same decisions as HTTP.
     Import(ImportOptions),
 }
@@ -51,15 +105,15 @@ pub(crate) struct DataOptions {
     #[arg(long, env = "TIDEMARK_DATA_DIR", value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
     /// A PostgreSQL to use instead of a private one
-    #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
-    pub(crate) database_url: Option<String>,
+    #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true, value_parser = url_options)]
+    pub(crate) database_url: Option<PgConnectOptions>,
 }
 
 /// How tokens are signed.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct TokenKeyOptions {
     /// An HS256 secret of at least 32 bytes, instead of the EdDSA key under the data directory
-    #[arg(long, env = "TIDEMARK_TOKEN_SECRET", value_name = "SECRET", hide_env_values = true)]
+    #[arg(long, env = "TIDEMARK_TOKEN_SECRET", value_name = "SECRET", hide_env_values = true, value_parser = secret)]
     pub(crate) token_secret: Option<String>,
 }
 
@@ -67,13 +121,13 @@ pub(crate) struct TokenKeyOptions {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ServeOptions {
     /// Address to listen on
-    #[arg(long, env = "TIDEMARK_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    #[arg(long, env = "TIDEMARK_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:8080", value_parser = address)]
     pub(crate) listen: SocketAddr,
     /// Connections that are open at once
-    #[arg(long, env = "TIDEMARK_MAX_CONNECTIONS", value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, env = "TIDEMARK_MAX_CONNECTIONS", value_name = "N", default_value_t = 10_000, value_parser = between(1_u32..=1_000_000))]
     pub(crate) max_connections: u32,
     /// Requests that are worked on at once; one more is answered 503
-    #[arg(long, env = "TIDEMARK_MAX_REQUESTS", value_name = "N", default_value_t = 4_096, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, env = "TIDEMARK_MAX_REQUESTS", value_name = "N", default_value_t = 4_096, value_parser = between(1_u32..=1_000_000))]
     pub(crate) max_requests: u32,
 }
 
@@ -81,10 +135,10 @@ pub(crate) struct ServeOptions {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct WriterOptions {
     /// Commands that may wait for the log; one more is answered 503
-    #[arg(long, env = "TIDEMARK_QUEUE_COMMANDS", value_name = "N", default_value_t = 4_096, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, env = "TIDEMARK_QUEUE_COMMANDS", value_name = "N", default_value_t = 4_096, value_parser = between(1_u32..=1_000_000))]
     queue_commands: u32,
     /// MiB of states that the writer keeps in memory
-    #[arg(long, env = "TIDEMARK_STATE_MIB", value_name = "MIB", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    #[arg(long, env = "TIDEMARK_STATE_MIB", value_name = "MIB", default_value_t = 128, value_parser = between(1_u32..=65_536))]
     state_mib: u32,
 }
 
@@ -102,7 +156,7 @@ impl WriterOptions {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ProjectionOptions {
     /// Workers of each projection
-    #[arg(long, env = "TIDEMARK_PROJECTOR_WORKERS", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(i16).range(1..=8))]
+    #[arg(long, env = "TIDEMARK_PROJECTOR_WORKERS", value_name = "N", default_value_t = 1, value_parser = between(1_i16..=8))]
     projector_workers: i16,
 }
 
@@ -116,7 +170,7 @@ impl ProjectionOptions {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct CacheOptions {
     /// MiB of ready bodies kept in memory; 0: none
-    #[arg(long, env = "TIDEMARK_CACHE_MIB", value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(0..=65_536))]
+    #[arg(long, env = "TIDEMARK_CACHE_MIB", value_name = "MIB", default_value_t = 64, value_parser = between(0_u32..=65_536))]
     cache_mib: u32,
 }
 
@@ -149,67 +203,51 @@ pub(crate) struct UpOptions {
 /// The log's database, of processes that share it.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct LogOptions {
-    /// The PostgreSQL of the log
-    #[arg(long, env = "TIDEMARK_LOG_URL", value_name = "URL", hide_env_values = true)]
-    pub(crate) log_url: String,
+    /// The PostgreSQL of the log, postgres://user:password@host/database
+    #[arg(long, env = "TIDEMARK_LOG_URL", value_name = "URL", hide_env_values = true, value_parser = url_options)]
+    pub(crate) log_url: PgConnectOptions,
 }
 
 /// The views' database, of processes that share it.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ViewsOptions {
-    /// The PostgreSQL of the views
-    #[arg(long, env = "TIDEMARK_VIEWS_URL", value_name = "URL", hide_env_values = true)]
-    pub(crate) views_url: String,
+    /// The PostgreSQL of the views, postgres://user:password@host/database
+    #[arg(long, env = "TIDEMARK_VIEWS_URL", value_name = "URL", hide_env_values = true, value_parser = url_options)]
+    pub(crate) views_url: PgConnectOptions,
 }
 
 /// Redis, if ready bodies are kept there.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct RedisOptions {
     /// The Redis of ready bodies, redis://host:port [default: none, they come from the views]
-    #[arg(long, env = "TIDEMARK_REDIS_URL", value_name = "URL", hide_env_values = true)]
-    redis_url: Option<String>,
-}
-
-impl RedisOptions {
-    pub(crate) fn tier(&self) -> Result<Option<Tier>, Failure> {
-        let tier = self.redis_url.as_deref().map(Tier::new).transpose();
-        tier.map_err(|_| {
-            Failure::Configuration(
-                "TIDEMARK_REDIS_URL is no URL of a Redis, like redis://host:6379".to_owned(),
-            )
-        })
-    }
+    #[arg(long = "redis-url", env = "TIDEMARK_REDIS_URL", value_name = "URL", hide_env_values = true, value_parser = redis_url)]
+    pub(crate) tier: Option<Tier>,
 }
 
 /// Where requests read the views.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ReadOptions {
     /// The PostgreSQL of the views through a pooler in transaction mode [default: TIDEMARK_VIEWS_URL itself]
-    #[arg(long, env = "TIDEMARK_VIEWS_POOL_URL", value_name = "URL", hide_env_values = true)]
-    views_pool_url: Option<String>,
+    #[arg(long, env = "TIDEMARK_VIEWS_POOL_URL", value_name = "URL", hide_env_values = true, value_parser = pooled_options)]
+    views_pool_url: Option<PgConnectOptions>,
     /// Streaming replicas of the views, with commas between, through a pooler or not
     #[arg(
         long,
         env = "TIDEMARK_REPLICA_URLS",
         value_name = "URLS",
         value_delimiter = ',',
-        hide_env_values = true
+        hide_env_values = true,
+        value_parser = pooled_options
     )]
-    replica_urls: Vec<String>,
+    replica_urls: Vec<PgConnectOptions>,
     /// MiB of the write-ahead log that a replica may be behind and still be read from
-    #[arg(long, env = "TIDEMARK_REPLICA_LAG_MIB", value_name = "MIB", default_value_t = 16, value_parser = clap::value_parser!(u32).range(0..=65_536))]
+    #[arg(long, env = "TIDEMARK_REPLICA_LAG_MIB", value_name = "MIB", default_value_t = 16, value_parser = between(0_u32..=65_536))]
     pub(crate) replica_lag_mib: u32,
 }
 
 impl ReadOptions {
-    pub(crate) fn servers(&self, primary: PgConnectOptions) -> Result<Servers, Failure> {
-        let replicas = self.replica_urls.iter().map(|url| pooled_options("TIDEMARK_REPLICA_URLS", url));
-        let pooled = self.views_pool_url.as_deref();
-        Ok(Servers {
-            primary,
-            pooled: pooled.map(|url| pooled_options("TIDEMARK_VIEWS_POOL_URL", url)).transpose()?,
-            replicas: replicas.collect::<Result<_, _>>()?,
-        })
+    pub(crate) fn servers(self, primary: PgConnectOptions) -> Servers {
+        Servers { primary, pooled: self.views_pool_url, replicas: self.replica_urls }
     }
 }
 
@@ -217,13 +255,13 @@ impl ReadOptions {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct KafkaOptions {
     /// Kafka's brokers, host:port with commas between [default: none, events come from the log]
-    #[arg(long, env = "TIDEMARK_KAFKA_BROKERS", value_name = "ADDR")]
+    #[arg(long, env = "TIDEMARK_KAFKA_BROKERS", value_name = "ADDR", value_parser = brokers)]
     kafka_brokers: Option<String>,
     /// The topic of the events
-    #[arg(long, env = "TIDEMARK_KAFKA_TOPIC", value_name = "NAME", default_value = "tidemark")]
+    #[arg(long, env = "TIDEMARK_KAFKA_TOPIC", value_name = "NAME", default_value = "tidemark", value_parser = topic)]
     kafka_topic: String,
     /// What names of consumer groups begin with; projectors of another views' database need another
-    #[arg(long, env = "TIDEMARK_KAFKA_GROUP", value_name = "NAME", default_value = "tidemark")]
+    #[arg(long, env = "TIDEMARK_KAFKA_GROUP", value_name = "NAME", default_value = "tidemark", value_parser = topic)]
     kafka_group: String,
 }
 
@@ -298,7 +336,10 @@ pub(crate) struct KeyOptions {
 impl KeyOptions {
     /// What tokens are checked with.
     pub(crate) fn access(&self) -> Result<Access, Failure> {
-        keys::access(&data_dir(self.data_dir.as_deref())?, &self.key)
+        match &self.key.token_secret {
+            Some(secret) => keys::of_secret(secret),
+            None => keys::in_directory(&data_dir(self.data_dir.as_deref())?),
+        }
     }
 }
 
@@ -351,24 +392,26 @@ pub(crate) struct RebuildOptions {
     /// Go back to the instance before the last rebuild
     #[arg(long)]
     pub(crate) back: bool,
-    /// The PostgreSQL of the log, where the shop is many processes
+    /// The PostgreSQL of the log, postgres://user:password@host/database, where the shop is many processes
     #[arg(
         long,
         env = "TIDEMARK_LOG_URL",
         value_name = "URL",
         hide_env_values = true,
+        value_parser = url_options,
         requires = "views_url"
     )]
-    pub(crate) log_url: Option<String>,
-    /// The PostgreSQL of the views, with that of the log
+    pub(crate) log_url: Option<PgConnectOptions>,
+    /// The PostgreSQL of the views, postgres://user:password@host/database, with that of the log
     #[arg(
         long,
         env = "TIDEMARK_VIEWS_URL",
         value_name = "URL",
         hide_env_values = true,
+        value_parser = url_options,
         requires = "log_url"
     )]
-    pub(crate) views_url: Option<String>,
+    pub(crate) views_url: Option<PgConnectOptions>,
     #[command(flatten)]
     pub(crate) data: DataOptions,
 }
@@ -396,9 +439,60 @@ pub(crate) struct CompleteJourneyOptions {
     pub(crate) data: DataOptions,
 }
 
+/// An address to listen on.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "an address and a port, like 127.0.0.1:8080".to_owned())
+}
+
+/// A number within a range.
+fn between<N: FromStr + PartialOrd + Display + Clone>(
+    range: RangeInclusive<N>,
+) -> impl Fn(&str) -> Result<N, String> + Clone {
+    move |text| {
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        number.ok_or_else(|| format!("a whole number from {} to {}", range.start(), range.end()))
+    }
+}
+
+/// The URL of a Redis.
+fn redis_url(text: &str) -> Result<Tier, String> {
+    Tier::new(text).map_err(|_| "a URL of a Redis, like redis://host:6379".to_owned())
+}
+
+/// A secret that is long enough.
+fn secret(text: &str) -> Result<String, String> {
+    let long_enough = text.len() >= MIN_SECRET;
+    long_enough
+        .then(|| text.to_owned())
+        .ok_or_else(|| format!("a secret of at least {MIN_SECRET} bytes, it has {}", text.len()))
+}
+
+/// `host:port`, several with commas between.
+fn brokers(text: &str) -> Result<String, String> {
+    let is_one = |broker: &str| {
+        let (host, port) = broker.trim().rsplit_once(':')?;
+        let sound = !host.is_empty() && !host.contains(['/', ' ', ',']);
+        (sound && port.parse::<u16>().is_ok_and(|port| port > 0)).then_some(())
+    };
+    let sound = text.split(',').all(|broker| is_one(broker).is_some());
+    sound.then(|| text.to_owned()).ok_or_else(|| "host:port, several with commas between".to_owned())
+}
+
+/// What Kafka takes as a name of a topic, with room for what is put behind it.
+fn topic(text: &str) -> Result<String, String> {
+    const LONGEST: usize = 200;
+    let sound = (1..=LONGEST).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+        && text.bytes().any(|byte| byte != b'.');
+    sound
+        .then(|| text.to_owned())
+        .ok_or_else(|| format!("a name of at most {LONGEST} letters, digits, dots, underscores and hyphens"))
+}
+
 /// The name of a projection.
 fn projection(name: &str) -> Result<String, String> {
-    tidemark_projector::find(name).map(|found| found.name().to_owned()).map_err(|error| error.to_string())
+    let found = tidemark_projector::find(name).map(|found| found.name().to_owned());
+    found.map_err(|error| format!("the name of a projection: {error}"))
 }
 
 /// A number and its unit: s, m, h or d.
@@ -422,8 +516,17 @@ mod tests {
 
     #[test]
     fn the_command_line_is_sound() {
-        use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn brokers_are_hosts_and_ports() {
+        for good in ["127.0.0.1:9092", "a:1,b.example:65535", "[::1]:9092", "a:1, b:2"] {
+            assert!(brokers(good).is_ok(), "{good}");
+        }
+        for bad in ["", "a", "a:", ":1", "a:0", "a:65536", "a:1,", "kafka://a:1", "a:1;b:2", "a:x"] {
+            assert!(brokers(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -15,6 +15,9 @@ use crate::config::DataOptions;
 /// How long a database from outside may be away at the start before each try is logged again.
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
+/// What a URL of a database is to be.
+const NO_URL: &str = "a URL of a PostgreSQL, like postgres://user:password@host/database";
+
 /// An open database.
 #[derive(Debug)]
 pub(crate) struct Database {
@@ -26,8 +29,7 @@ pub(crate) struct Database {
 /// The data directory, made if need be.
 pub(crate) fn data_dir(given: Option<&Path>) -> Result<PathBuf, Failure> {
     let made = |path: &Path| {
-        fs::create_dir_all(path).map_err(Failure::io(format!("cannot make {}", path.display())))?;
-        path.canonicalize().map_err(Failure::io(format!("cannot find {}", path.display())))
+        fs::create_dir_all(path).and_then(|()| path.canonicalize()).map_err(|error| unwritable(path, &error))
     };
     match given {
         Some(path) => made(path),
@@ -45,15 +47,22 @@ pub(crate) fn data_dir(given: Option<&Path>) -> Result<PathBuf, Failure> {
     }
 }
 
+/// The data directory, or something in it, cannot be made or written.
+pub(crate) fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
+    let path = path.display();
+    Failure::Configuration(format!(
+        "TIDEMARK_DATA_DIR (--data-dir): cannot write {path}: {error}; a directory that this user can write is expected"
+    ))
+}
+
 impl Database {
     /// Opens it: for `up` (`exclusive`), a private one must not be in use by another `up`.
     pub(crate) async fn open(options: &DataOptions, exclusive: bool) -> Result<Self, Failure> {
         let data_dir = data_dir(options.data_dir.as_deref())?;
         match &options.database_url {
-            Some(url) => {
-                let options = url_options("DATABASE_URL", url)?;
-                wait_for("DATABASE_URL", &options).await;
-                Ok(Self { options, data_dir, cluster: None })
+            Some(options) => {
+                wait_for("DATABASE_URL", options).await;
+                Ok(Self { options: options.clone(), data_dir, cluster: None })
             }
             None => {
                 let cluster = Cluster::start(&data_dir, exclusive).await?;
@@ -96,27 +105,21 @@ pub(crate) fn pool(options: &PgConnectOptions, connections: u32) -> PgPool {
         .connect_lazy_with(options.clone().application_name("tidemark log"))
 }
 
-/// The options of a URL that `variable` holds. It may carry a password: the message does not repeat it.
-pub(crate) fn url_options(variable: &str, url: &str) -> Result<PgConnectOptions, Failure> {
+/// The options of a URL, or what is expected instead. It may carry a password: the message does not repeat it.
+pub(crate) fn url_options(url: &str) -> Result<PgConnectOptions, String> {
     ["postgres://", "postgresql://"]
         .iter()
         .any(|scheme| url.starts_with(scheme))
         .then(|| log::connect_options(url).ok())
         .flatten()
-        .ok_or_else(|| {
-            Failure::Configuration(format!(
-                "{variable} is no URL of a PostgreSQL, like postgres://user:password@host/database"
-            ))
-        })
+        .ok_or_else(|| NO_URL.to_owned())
 }
 
 /// The options of a URL of a pooler or a replica. A pooler takes no settings of a session at its beginning.
-pub(crate) fn pooled_options(variable: &str, url: &str) -> Result<PgConnectOptions, Failure> {
-    url_options(variable, url)?;
+pub(crate) fn pooled_options(url: &str) -> Result<PgConnectOptions, String> {
+    url_options(url)?;
     let parsed: Result<PgConnectOptions, _> = url.parse();
-    parsed
-        .map(|options| options.extra_float_digits(None))
-        .map_err(|_| Failure::Configuration(format!("{variable} is no URL of a PostgreSQL")))
+    parsed.map(|options| options.extra_float_digits(None)).map_err(|_| NO_URL.to_owned())
 }
 
 /// A database from outside may come up later than this process.

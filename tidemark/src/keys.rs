@@ -10,18 +10,27 @@ use tidemark_http::{Access, Issuer};
 
 use crate::Failure;
 use crate::config::TokenKeyOptions;
+use crate::database::unwritable;
 
 const FILE: &str = "keys/access-ed25519.pk8";
 
 /// What verifies tokens; makes the key if there is none.
 pub(crate) fn access(data_dir: &Path, options: &TokenKeyOptions) -> Result<Access, Failure> {
     match &options.token_secret {
-        Some(secret) => Access::hs256(secret.as_bytes()).map_err(|error| wrong_secret(&error)),
-        None => {
-            let key = load_or_make(data_dir)?;
-            Access::eddsa(&key).map_err(|error| wrong_file(data_dir, &error))
-        }
+        Some(secret) => of_secret(secret),
+        None => in_directory(data_dir),
     }
+}
+
+/// What verifies tokens of a secret.
+pub(crate) fn of_secret(secret: &str) -> Result<Access, Failure> {
+    Access::hs256(secret.as_bytes()).map_err(|error| wrong_secret(&error))
+}
+
+/// What verifies tokens of the key under a directory; makes it if there is none.
+pub(crate) fn in_directory(data_dir: &Path) -> Result<Access, Failure> {
+    let key = load_or_make(data_dir)?;
+    Access::eddsa(&key).map_err(|error| wrong_file(data_dir, &error))
 }
 
 /// What signs tokens; there must be a key.
@@ -32,7 +41,10 @@ pub(crate) fn issuer(data_dir: &Path, options: &TokenKeyOptions) -> Result<Issue
             let path = data_dir.join(FILE);
             let key = fs::read(&path).map_err(|error| {
                 let hint = "`tidemark up` makes it; is --data-dir the same?";
-                Failure::Configuration(format!("cannot read the key {}: {error}. {hint}", path.display()))
+                Failure::Configuration(format!(
+                    "TIDEMARK_DATA_DIR (--data-dir): cannot read the key {}: {error}. {hint}",
+                    path.display()
+                ))
             })?;
             Issuer::eddsa(&key).map_err(|error| wrong_file(data_dir, &error))
         }
@@ -44,7 +56,8 @@ fn wrong_secret(error: &tidemark_http::access::KeyError) -> Failure {
 }
 
 fn wrong_file(data_dir: &Path, error: &tidemark_http::access::KeyError) -> Failure {
-    Failure::Configuration(format!("{}: {error}", data_dir.join(FILE).display()))
+    let path = data_dir.join(FILE);
+    Failure::Configuration(format!("TIDEMARK_DATA_DIR (--data-dir): {} is {error}", path.display()))
 }
 
 fn load_or_make(data_dir: &Path) -> Result<Vec<u8>, Failure> {
@@ -52,11 +65,15 @@ fn load_or_make(data_dir: &Path) -> Result<Vec<u8>, Failure> {
     match fs::read(&path) {
         Ok(key) => return Ok(key),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(Failure::Io(format!("cannot read {}", path.display()), error)),
+        Err(error) => {
+            return Err(Failure::Configuration(format!(
+                "TIDEMARK_DATA_DIR (--data-dir): cannot read the key {}: {error}",
+                path.display()
+            )));
+        }
     }
     let directory = data_dir.join("keys");
-    let cannot = |path: &Path| format!("cannot write {}", path.display());
-    fs::create_dir_all(&directory).map_err(Failure::io(cannot(&directory)))?;
+    fs::create_dir_all(&directory).map_err(|error| unwritable(&directory, &error))?;
     let key = generate_ed25519().map_err(|error| Failure::Configuration(error.to_string()))?;
     // Whole or not at all: written beside it, then renamed.
     let draft = path.with_extension("new");
@@ -66,8 +83,8 @@ fn load_or_make(data_dir: &Path) -> Result<Vec<u8>, Failure> {
         .truncate(true)
         .mode(0o600)
         .open(&draft)
-        .map_err(Failure::io(cannot(&draft)))?;
-    file.write_all(&key).and_then(|()| file.sync_all()).map_err(Failure::io(cannot(&draft)))?;
-    fs::rename(&draft, &path).map_err(Failure::io(cannot(&path)))?;
+        .map_err(|error| unwritable(&draft, &error))?;
+    file.write_all(&key).and_then(|()| file.sync_all()).map_err(|error| unwritable(&draft, &error))?;
+    fs::rename(&draft, &path).map_err(|error| unwritable(&path, &error))?;
     Ok(key)
 }

@@ -17,7 +17,6 @@ mod up;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::Parser;
 use config::{Action, Cli};
 use tracing_subscriber::EnvFilter;
 
@@ -26,6 +25,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// The exit code of wrong or missing configuration.
 const MISCONFIGURED: u8 = 2;
+
+/// What is logged unless told otherwise.
+const DEFAULT_LOG: &str = "info,sqlx=warn";
 
 /// Why a subcommand ended badly.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +56,16 @@ enum Failure {
 }
 
 impl Failure {
+    /// The exit code: 2 where the operator has to change something before trying again helps, else 1.
+    fn code(&self) -> ExitCode {
+        let misconfigured = match self {
+            Self::Configuration(_) => true,
+            Self::Cluster(error) => error.is_configuration(),
+            _ => false,
+        };
+        ExitCode::from(if misconfigured { MISCONFIGURED } else { 1 })
+    }
+
     fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let what = what.into();
         move |error| Self::Io(what, error)
@@ -61,8 +73,14 @@ impl Failure {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    log_to_stderr();
+    let read = log_to_stderr().and_then(|()| Cli::read());
+    let cli = match read {
+        Ok(cli) => cli,
+        Err(failure) => {
+            tracing::error!("{failure}");
+            return failure.code();
+        }
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -73,12 +91,12 @@ fn main() -> ExitCode {
     let outcome = runtime.block_on(async {
         match cli.action {
             Action::Up(options) => up::run(options).await,
-            Action::Command(options) => processes::command(options).await,
-            Action::Projector(options) => processes::projector(options).await,
-            Action::Query(options) => processes::query(options).await,
+            Action::Command(options) => processes::command(*options).await,
+            Action::Projector(options) => processes::projector(*options).await,
+            Action::Query(options) => processes::query(*options).await,
             Action::Token(options) => token::run(&options),
             Action::Replay(options) => replay::run(options).await,
-            Action::Rebuild(options) => rebuild::run(options).await,
+            Action::Rebuild(options) => rebuild::run(*options).await,
             Action::Import(options) => import::run(options).await,
         }
     });
@@ -87,18 +105,33 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             tracing::error!("{failure}");
-            ExitCode::from(if matches!(failure, Failure::Configuration(_)) { MISCONFIGURED } else { 1 })
+            failure.code()
         }
     }
 }
 
 /// Text for people, JSON for machines (`TIDEMARK_LOG_FORMAT=json`); `TIDEMARK_LOG` filters by level and module.
-fn log_to_stderr() {
-    let filter = EnvFilter::try_from_env("TIDEMARK_LOG").unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn"));
+fn log_to_stderr() -> Result<(), Failure> {
+    const FORMATS: [&str; 2] = ["text", "json"];
+    let (wanted, format) = (std::env::var("TIDEMARK_LOG"), std::env::var("TIDEMARK_LOG_FORMAT"));
+    let (wanted, format) =
+        (wanted.as_deref().unwrap_or(DEFAULT_LOG), format.as_deref().unwrap_or(FORMATS[0]));
+    let filter = EnvFilter::try_new(wanted);
+    let wrong = if filter.is_err() {
+        Err(format!(
+            "TIDEMARK_LOG: {wanted:?} is not a level, or module=level with commas between, like {DEFAULT_LOG}"
+        ))
+    } else if !FORMATS.contains(&format) {
+        Err(format!("TIDEMARK_LOG_FORMAT: {format:?} is not text or json"))
+    } else {
+        Ok(())
+    };
+    let filter = filter.unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if std::env::var("TIDEMARK_LOG_FORMAT").is_ok_and(|format| format == "json") {
+    if format == "json" {
         builder.json().init();
     } else {
         builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).init();
     }
+    wrong.map_err(Failure::Configuration)
 }

@@ -14,7 +14,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::Failure;
 use crate::config::{CommandOptions, ProjectorOptions, QueryOptions, ServeOptions};
-use crate::database::{pool, url_options, wait_for};
+use crate::database::{pool, wait_for};
 use crate::service::{Health, join, listen, router, serve_until, stop_on_signals};
 use crate::up::{END_WITHIN, LOG_CONNECTIONS, PROJECTOR_CONNECTIONS};
 
@@ -23,7 +23,6 @@ struct Process {
     listener: TcpListener,
     stop: CancellationToken,
     log: Log,
-    log_options: PgConnectOptions,
     metrics: PrometheusHandle,
     /// Ends the parts, after the last request.
     parts_stop: CancellationToken,
@@ -35,25 +34,23 @@ impl Process {
     /// it was stopped meanwhile.
     async fn begin(
         serve: &ServeOptions,
-        log_url: &str,
+        log_options: &PgConnectOptions,
         connections: u32,
-        views_url: Option<&str>,
-    ) -> Result<Option<(Self, Option<PgConnectOptions>)>, Failure> {
+        views_options: Option<&PgConnectOptions>,
+    ) -> Result<Option<Self>, Failure> {
         let stop = CancellationToken::new();
         stop_on_signals(&stop)?;
         let listener = listen(serve.listen).await?;
         let databases = async {
-            let log_options = url_options("TIDEMARK_LOG_URL", log_url)?;
-            wait_for("TIDEMARK_LOG_URL", &log_options).await;
-            let pool = pool(&log_options, connections);
+            wait_for("TIDEMARK_LOG_URL", log_options).await;
+            let pool = pool(log_options, connections);
             Log::migrate(&pool).await?;
-            let views_options = match views_url {
-                Some(url) => Some(views(url).await?),
-                None => None,
-            };
-            Ok::<_, Failure>((log_options, Log::new(pool), views_options))
+            if let Some(options) = views_options {
+                views(options).await?;
+            }
+            Ok::<_, Failure>(Log::new(pool))
         };
-        let (log_options, log, views_options) = tokio::select! {
+        let log = tokio::select! {
             databases = databases => databases?,
             () = stop.cancelled() => return Ok(None),
         };
@@ -62,7 +59,7 @@ impl Process {
         let metrics = tidemark_http::metrics::install(parts_stop.clone())
             .map_err(|error| Failure::Configuration(format!("the metrics registry: {error}")))?;
         let parts = vec![log.spawn_listener(log_options.clone(), parts_stop.clone())];
-        Ok(Some((Self { listener, stop, log, log_options, metrics, parts_stop, parts }, views_options)))
+        Ok(Some(Self { listener, stop, log, metrics, parts_stop, parts }))
     }
 
     /// Serves until it is told to stop, lets `first` end, then the parts.
@@ -100,19 +97,18 @@ impl Process {
 }
 
 /// The views' database, with its schema as this program needs it.
-pub(crate) async fn views(url: &str) -> Result<PgConnectOptions, Failure> {
-    let options = url_options("TIDEMARK_VIEWS_URL", url)?;
-    wait_for("TIDEMARK_VIEWS_URL", &options).await;
+pub(crate) async fn views(options: &PgConnectOptions) -> Result<(), Failure> {
+    wait_for("TIDEMARK_VIEWS_URL", options).await;
     let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options.clone());
     tidemark_views::migrate(&pool).await?;
     pool.close().await;
-    Ok(options)
+    Ok(())
 }
 
 pub(crate) async fn command(options: CommandOptions) -> Result<(), Failure> {
     let access = options.key.access()?;
     let begun = Process::begin(&options.serve, &options.log.log_url, LOG_CONNECTIONS, None).await?;
-    let Some((mut process, _)) = begun else { return Ok(()) };
+    let Some(mut process) = begun else { return Ok(()) };
     if let Some(kafka) = options.kafka.config() {
         let publishing =
             tidemark_kafka::publisher::spawn(process.log.clone(), kafka, process.parts_stop.clone());
@@ -121,7 +117,7 @@ pub(crate) async fn command(options: CommandOptions) -> Result<(), Failure> {
     let writer_stop = CancellationToken::new();
     let (writer, writing) = Writer::spawn(
         process.log.clone(),
-        process.log_options.clone(),
+        options.log.log_url.clone(),
         options.writer.config(),
         writer_stop.clone(),
     );
@@ -135,19 +131,18 @@ pub(crate) async fn command(options: CommandOptions) -> Result<(), Failure> {
 }
 
 pub(crate) async fn projector(options: ProjectorOptions) -> Result<(), Failure> {
-    let tier = options.redis.tier()?;
-    let views_url = Some(options.views.views_url.as_str());
+    let views = &options.views.views_url;
     let begun =
-        Process::begin(&options.serve, &options.log.log_url, PROJECTOR_CONNECTIONS, views_url).await?;
-    let Some((mut process, Some(views))) = begun else { return Ok(()) };
-    if let Some(tier) = tier {
+        Process::begin(&options.serve, &options.log.log_url, PROJECTOR_CONNECTIONS, Some(views)).await?;
+    let Some(mut process) = begun else { return Ok(()) };
+    if let Some(tier) = options.redis.tier {
         let filler = Filler { log: process.log.clone(), views: views.clone(), tier };
         process.parts.push(filler.spawn(process.parts_stop.clone()));
     }
     let feed = Feed {
         log: process.log.clone(),
         kafka: options.kafka.config(),
-        views,
+        views: views.clone(),
         config: options.projector.config(),
         only: options.projections,
     };
@@ -158,17 +153,16 @@ pub(crate) async fn projector(options: ProjectorOptions) -> Result<(), Failure> 
 
 pub(crate) async fn query(options: QueryOptions) -> Result<(), Failure> {
     let access = options.key.access()?;
-    let tier = options.redis.tier()?;
-    let views_url = Some(options.views.views_url.as_str());
-    let begun = Process::begin(&options.serve, &options.log.log_url, LOG_CONNECTIONS, views_url).await?;
-    let Some((mut process, Some(views))) = begun else { return Ok(()) };
+    let views = &options.views.views_url;
+    let begun = Process::begin(&options.serve, &options.log.log_url, LOG_CONNECTIONS, Some(views)).await?;
+    let Some(mut process) = begun else { return Ok(()) };
     let config = QueryConfig {
         replica_lag_bytes: i64::from(options.reads.replica_lag_mib) * 1024 * 1024,
         ..options.cache.config()
     };
     let (query, following) = QueryState::open(
-        &options.reads.servers(views)?,
-        tier,
+        &options.reads.servers(views.clone()),
+        options.redis.tier,
         process.log.clone(),
         access,
         config,

@@ -9,7 +9,7 @@ use tidemark_projector::{Progress, rebuild, switch_back};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::RebuildOptions;
-use crate::database::{Database, pool, url_options};
+use crate::database::{Database, pool};
 use crate::{Failure, processes};
 
 /// Connections for reading the log.
@@ -19,10 +19,10 @@ pub(crate) async fn run(options: RebuildOptions) -> Result<(), Failure> {
     // An unknown name is a mistake of whoever typed it, not worth a database.
     tidemark_projector::find(&options.name).map_err(|error| Failure::Configuration(error.to_string()))?;
     if let (Some(log), Some(views)) = (&options.log_url, &options.views_url) {
-        let views = processes::views(views).await?;
-        let pool = pool(&url_options("TIDEMARK_LOG_URL", log)?, LOG_CONNECTIONS);
+        processes::views(views).await?;
+        let pool = pool(log, LOG_CONNECTIONS);
         Log::migrate(&pool).await?;
-        return build(&options, &Log::new(pool), &views).await;
+        return build(&options, &Log::new(pool), views).await;
     }
     let database = Database::open(&options.data, false).await?;
     let built =

@@ -34,7 +34,11 @@ pub(crate) async fn join(task: tokio::task::JoinHandle<()>) {
 pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
     TcpListener::bind(address)
         .await
-        .map_err(|error| Failure::Configuration(format!("cannot listen on {address}: {error}")))
+        .map_err(|error| {
+            Failure::Configuration(format!(
+                "TIDEMARK_LISTEN (--listen): cannot listen on {address}: {error}; a free address of this machine is expected"
+            ))
+        })
 }
 
 /// Serves until `stop`, within the limits given.

@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::UpOptions;
-use crate::database::Database;
+use crate::database::{Database, data_dir};
 use crate::service::{Health, join, listen, router, serve_until, stop_on_signals};
 use crate::{Failure, keys};
 
@@ -26,6 +26,7 @@ pub(crate) async fn run(options: UpOptions) -> Result<(), Failure> {
     // Before anything else: a signal during the start must end it cleanly, too.
     let stop = CancellationToken::new();
     stop_on_signals(&stop)?;
+    data_dir(options.data.data_dir.as_deref())?;
     let listener = listen(options.serve.listen).await?;
     let database = tokio::select! {
         database = Database::open(&options.data, true) => database?,
