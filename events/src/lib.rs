@@ -9,6 +9,7 @@
 //! | [`value`] | money and currency |
 //! | [`stream`] | how streams are named |
 //! | [`log`] | the append-only log in PostgreSQL |
+//! | [`migrations`] | the schemas of databases: made, brought up to date, looked at |
 //! | [`ndjson`] | an event as one line of JSON |
 //!
 //! Nothing here depends on another crate of the workspace.
@@ -16,6 +17,7 @@
 pub mod envelope;
 pub mod fact;
 pub mod log;
+pub mod migrations;
 pub mod ndjson;
 pub mod order;
 pub mod partition;

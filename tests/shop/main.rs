@@ -18,6 +18,7 @@ mod processes;
 mod projections;
 mod proxy;
 mod rebuild;
+mod schemas;
 mod servers;
 mod skip;
 mod tiers;

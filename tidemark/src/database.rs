@@ -7,6 +7,7 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, PgPool};
 use tidemark_events::log::{self, Log};
+use tidemark_events::migrations::Schema;
 
 use crate::Failure;
 use crate::cluster::{self, Cluster};
@@ -126,6 +127,28 @@ pub(crate) fn pooled_options(url: &str) -> Result<PgConnectOptions, String> {
 pub(crate) async fn wait_for(variable: &str, options: &PgConnectOptions) {
     while let Err(error) = options.connect().await {
         tracing::warn!(%error, "the database of {variable} does not answer, trying again");
+        tokio::time::sleep(TRY_AGAIN_AFTER).await;
+    }
+}
+
+/// Waits for a schema that others make, and refuses one that is not as this program needs it: who only reads changes
+/// nothing.
+pub(crate) async fn wait_for_schema(
+    variable: &str,
+    options: &PgConnectOptions,
+    schema: &Schema,
+) -> Result<(), Failure> {
+    loop {
+        match schema.check(options).await {
+            Ok(true) => return Ok(()),
+            Ok(false) => tracing::warn!(
+                "the database of {variable} has no schema {} yet, which {} makes; trying again",
+                schema.name,
+                schema.brought_by
+            ),
+            Err(error) if error.is_misfit() => return Err(error.into()),
+            Err(error) => tracing::warn!(%error, "the database of {variable} does not answer, trying again"),
+        }
         tokio::time::sleep(TRY_AGAIN_AFTER).await;
     }
 }

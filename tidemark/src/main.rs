@@ -18,6 +18,9 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use config::{Action, Cli};
+use tidemark_events::log::LogError;
+use tidemark_events::migrations::SchemaError;
+use tidemark_views::ViewError;
 use tracing_subscriber::EnvFilter;
 
 #[global_allocator]
@@ -40,10 +43,13 @@ enum Failure {
     Cluster(#[from] cluster::ClusterError),
     /// The log.
     #[error(transparent)]
-    Log(#[from] tidemark_events::log::LogError),
+    Log(#[from] LogError),
     /// The views.
     #[error(transparent)]
-    Views(#[from] tidemark_views::ViewError),
+    Views(#[from] ViewError),
+    /// A schema that this program only reads.
+    #[error(transparent)]
+    Schema(#[from] SchemaError),
     /// A projection.
     #[error(transparent)]
     Projector(#[from] tidemark_projector::ProjectorError),
@@ -61,6 +67,9 @@ impl Failure {
         let misconfigured = match self {
             Self::Configuration(_) => true,
             Self::Cluster(error) => error.is_configuration(),
+            Self::Log(LogError::Schema(error))
+            | Self::Views(ViewError::Schema(error))
+            | Self::Schema(error) => error.is_misfit(),
             _ => false,
         };
         ExitCode::from(if misconfigured { MISCONFIGURED } else { 1 })

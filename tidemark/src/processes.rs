@@ -4,7 +4,7 @@
 use metrics_exporter_prometheus::PrometheusHandle;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tidemark_command::{CommandState, Writer};
-use tidemark_events::log::Log;
+use tidemark_events::log::{self, Log};
 use tidemark_projector::{Feed, Filler, Supervisor};
 use tidemark_query::{QueryConfig, QueryState};
 use tokio::net::TcpListener;
@@ -14,7 +14,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::Failure;
 use crate::config::{CommandOptions, ProjectorOptions, QueryOptions, ServeOptions};
-use crate::database::{pool, wait_for};
+use crate::database::{pool, wait_for, wait_for_schema};
 use crate::service::{Health, join, listen, router, serve_until, stop_on_signals};
 use crate::up::{END_WITHIN, LOG_CONNECTIONS, PROJECTOR_CONNECTIONS};
 
@@ -29,6 +29,15 @@ struct Process {
     parts: Vec<JoinHandle<()>>,
 }
 
+/// What a process does about schemas that are missing or older than its code.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Schemas {
+    /// Brings them up to date.
+    Bring,
+    /// Changes nothing: they have to be so already.
+    Need,
+}
+
 impl Process {
     /// Takes signals and the address first, then waits for the log's database and, if need be, for the views'. `None`:
     /// it was stopped meanwhile.
@@ -37,16 +46,26 @@ impl Process {
         log_options: &PgConnectOptions,
         connections: u32,
         views_options: Option<&PgConnectOptions>,
+        schemas: Schemas,
     ) -> Result<Option<Self>, Failure> {
         let stop = CancellationToken::new();
         stop_on_signals(&stop)?;
         let listener = listen(serve.listen).await?;
         let databases = async {
-            wait_for("TIDEMARK_LOG_URL", log_options).await;
             let pool = pool(log_options, connections);
-            Log::migrate(&pool).await?;
-            if let Some(options) = views_options {
-                views(options).await?;
+            match schemas {
+                Schemas::Bring => {
+                    wait_for("TIDEMARK_LOG_URL", log_options).await;
+                    Log::migrate(&pool).await?;
+                }
+                Schemas::Need => wait_for_schema("TIDEMARK_LOG_URL", log_options, &log::SCHEMA).await?,
+            }
+            match (views_options, schemas) {
+                (None, _) => {}
+                (Some(options), Schemas::Bring) => views(options).await?,
+                (Some(options), Schemas::Need) => {
+                    wait_for_schema("TIDEMARK_VIEWS_URL", options, &tidemark_views::SCHEMA).await?;
+                }
             }
             Ok::<_, Failure>(Log::new(pool))
         };
@@ -107,7 +126,8 @@ pub(crate) async fn views(options: &PgConnectOptions) -> Result<(), Failure> {
 
 pub(crate) async fn command(options: CommandOptions) -> Result<(), Failure> {
     let access = options.key.access()?;
-    let begun = Process::begin(&options.serve, &options.log.log_url, LOG_CONNECTIONS, None).await?;
+    let begun =
+        Process::begin(&options.serve, &options.log.log_url, LOG_CONNECTIONS, None, Schemas::Bring).await?;
     let Some(mut process) = begun else { return Ok(()) };
     if let Some(kafka) = options.kafka.config() {
         let publishing =
@@ -132,8 +152,14 @@ pub(crate) async fn command(options: CommandOptions) -> Result<(), Failure> {
 
 pub(crate) async fn projector(options: ProjectorOptions) -> Result<(), Failure> {
     let views = &options.views.views_url;
-    let begun =
-        Process::begin(&options.serve, &options.log.log_url, PROJECTOR_CONNECTIONS, Some(views)).await?;
+    let begun = Process::begin(
+        &options.serve,
+        &options.log.log_url,
+        PROJECTOR_CONNECTIONS,
+        Some(views),
+        Schemas::Bring,
+    )
+    .await?;
     let Some(mut process) = begun else { return Ok(()) };
     if let Some(tier) = options.redis.tier {
         let filler = Filler { log: process.log.clone(), views: views.clone(), tier };
@@ -154,7 +180,9 @@ pub(crate) async fn projector(options: ProjectorOptions) -> Result<(), Failure> 
 pub(crate) async fn query(options: QueryOptions) -> Result<(), Failure> {
     let access = options.key.access()?;
     let views = &options.views.views_url;
-    let begun = Process::begin(&options.serve, &options.log.log_url, LOG_CONNECTIONS, Some(views)).await?;
+    let begun =
+        Process::begin(&options.serve, &options.log.log_url, LOG_CONNECTIONS, Some(views), Schemas::Need)
+            .await?;
     let Some(mut process) = begun else { return Ok(()) };
     let config = QueryConfig {
         replica_lag_bytes: i64::from(options.reads.replica_lag_mib) * 1024 * 1024,

@@ -18,6 +18,7 @@ pub use tidemark_events::partition::{PARTITIONS, partition_of};
 
 use sqlx::PgPool;
 use sqlx::migrate::Migrator;
+use tidemark_events::migrations::{Schema, SchemaError};
 
 /// The projection of the catalog.
 pub const PRODUCTS: &str = "products";
@@ -32,22 +33,21 @@ pub enum ViewError {
     /// The database did not answer, or refused.
     #[error("the views' database: {0}")]
     Database(#[from] sqlx::Error),
-    /// The schema could not be brought up to date.
-    #[error("migrating the views: {0}")]
-    Migrate(#[from] sqlx::migrate::MigrateError),
+    /// The schema is not as this program needs it, or could not be brought up to date.
+    #[error("the views' database: {0}")]
+    Schema(#[from] SchemaError),
 }
 
 static MIGRATOR: Migrator = sqlx::migrate!("../migrations/views");
 
+/// The schema `views`.
+pub const SCHEMA: Schema = Schema { name: "views", migrator: &MIGRATOR, brought_by: "`tidemark projector`" };
+
 /// Brings the schema `views` up to date.
 ///
 /// # Errors
-/// [`ViewError::Migrate`] when the schema is newer than this code or a step fails.
+/// [`ViewError::Schema`] when the schema is newer than this code or a step fails.
 pub async fn migrate(pool: &PgPool) -> Result<(), ViewError> {
-    let mut migrator = Migrator { ..Migrator::DEFAULT };
-    migrator.migrations = MIGRATOR.migrations.clone();
-    migrator.create_schema("views");
-    migrator.dangerous_set_table_name("views.migrations");
-    migrator.run(pool).await?;
+    SCHEMA.migrate(pool).await?;
     Ok(())
 }

@@ -38,6 +38,7 @@ pub use load::Loaded;
 pub use read::{Filter, Page};
 pub use snapshots::Snapshot;
 
+use crate::migrations::{Schema, SchemaError};
 use crate::{Epoch, Position};
 
 /// How many positions one partition of `log.events` holds, unless told otherwise.
@@ -55,9 +56,9 @@ pub enum LogError {
     /// The database did not answer, or refused.
     #[error("the log's database: {0}")]
     Database(#[from] sqlx::Error),
-    /// The schema could not be brought up to date.
-    #[error("migrating the log: {0}")]
-    Migrate(#[from] sqlx::migrate::MigrateError),
+    /// The schema is not as this program needs it, or could not be brought up to date.
+    #[error("the log's database: {0}")]
+    Schema(#[from] SchemaError),
     /// A stream or the head does not stand where the writer thought, or a key was used before: its states are not the
     /// log's, and must be loaded anew.
     #[error("a stream or the head does not stand where the batch was decided at, or a key was used before")]
@@ -118,6 +119,9 @@ pub struct Log {
 
 static MIGRATOR: Migrator = sqlx::migrate!("../migrations/log");
 
+/// The schema `log`.
+pub const SCHEMA: Schema = Schema { name: "log", migrator: &MIGRATOR, brought_by: "`tidemark command`" };
+
 impl Log {
     /// A log in the database of `pool`.
     #[must_use]
@@ -134,7 +138,7 @@ impl Log {
     /// Brings the schema `log` up to date and makes the first partitions. Several processes may do so at once.
     ///
     /// # Errors
-    /// [`LogError::Migrate`] when the schema is newer than this code or a step fails, else [`LogError::Database`].
+    /// [`LogError::Schema`] when the schema is newer than this code or a step fails, else [`LogError::Database`].
     pub async fn migrate(pool: &PgPool) -> Result<(), LogError> {
         Self::migrate_with(pool, PARTITION_SIZE).await
     }
@@ -144,11 +148,7 @@ impl Log {
     /// # Errors
     /// As [`Log::migrate`].
     pub async fn migrate_with(pool: &PgPool, partition_size: i64) -> Result<(), LogError> {
-        let mut migrator = Migrator { ..Migrator::DEFAULT };
-        migrator.migrations = MIGRATOR.migrations.clone();
-        migrator.create_schema("log");
-        migrator.dangerous_set_table_name("log.migrations");
-        migrator.run(pool).await?;
+        SCHEMA.migrate(pool).await?;
         partitions::ensure(pool, partition_size).await?;
         Ok(())
     }

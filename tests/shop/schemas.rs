@@ -1,0 +1,142 @@
+//! Databases that are older or newer than the program: refused with the migration's name, or brought up to date by
+//! who may.
+
+use std::path::Path;
+use std::time::Duration;
+
+use sqlx::PgPool;
+use sqlx::migrate::Migrator;
+use sqlx::postgres::PgPoolOptions;
+
+use crate::harness::{Postgres, Shop, folder, tidemark};
+
+async fn pool(url: &str) -> PgPool {
+    PgPoolOptions::new().max_connections(2).connect(url).await.unwrap()
+}
+
+/// A schema as the version of the program had it that knew no more than `target`.
+async fn made_by_an_older_program(url: &str, schema: &'static str, target: i64) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../migrations").join(schema);
+    let mut migrator = Migrator::new(folder).await.unwrap();
+    migrator.create_schema(schema);
+    migrator.dangerous_set_table_name(format!("{schema}.migrations"));
+    migrator.run_to(target, &pool(url).await).await.unwrap();
+}
+
+/// Pretends that a newer program was there.
+async fn migrated_by_a_newer_program(url: &str, schema: &str) {
+    let statement = format!(
+        "INSERT INTO {schema}.migrations (version, description, success, checksum, execution_time) \
+         VALUES (99, 'tomorrow', true, '', 0)"
+    );
+    sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&pool(url).await).await.unwrap();
+}
+
+async fn newest(url: &str, schema: &str) -> i64 {
+    let statement = format!("SELECT max(version) FROM {schema}.migrations");
+    sqlx::query_scalar(sqlx::AssertSqlSafe(statement)).fetch_one(&pool(url).await).await.unwrap()
+}
+
+/// What a process says that ends with code 2 before it serves anything.
+async fn refusal(arguments: &[&str], log: &str, views: &str) -> String {
+    let data = folder();
+    let mut command = tidemark();
+    command
+        .args(arguments)
+        .env("TIDEMARK_LISTEN", "127.0.0.1:0")
+        .env("TIDEMARK_LOG_URL", log)
+        .env("TIDEMARK_VIEWS_URL", views)
+        .env("DATABASE_URL", log)
+        .env("TIDEMARK_DATA_DIR", data.path());
+    let output = tokio::time::timeout(Duration::from_secs(60), command.output()).await.unwrap().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
+    assert_eq!(text.lines().count(), 1, "{arguments:?}: {text}");
+    text
+}
+
+#[tokio::test]
+async fn an_older_database_is_refused_by_who_reads_and_brought_up_to_date_by_who_writes() {
+    let postgres = Postgres::shared().await;
+    let (log, views) = (postgres.database().await, postgres.database().await);
+    let with_views = [("TIDEMARK_VIEWS_URL", views.as_str())];
+
+    made_by_an_older_program(&log, "log", 1).await;
+    let told = refusal(&["query"], &log, &views).await;
+    assert!(told.contains("the schema log lacks migration 2 (leases)"), "{told}");
+    assert!(told.contains("`tidemark command`"), "{told}");
+    assert_eq!(newest(&log, "log").await, 1, "nothing was changed");
+    let command = Shop::part("command", &log, &[]).await;
+    assert!(newest(&log, "log").await > 1);
+
+    made_by_an_older_program(&views, "views", 1).await;
+    let told = refusal(&["query"], &log, &views).await;
+    assert!(told.contains("the schema views lacks migration 2 (topic)"), "{told}");
+    assert!(told.contains("`tidemark projector`"), "{told}");
+    assert_eq!(newest(&views, "views").await, 1, "nothing was changed");
+    let projector = Shop::part("projector", &log, &with_views).await;
+    assert!(newest(&views, "views").await > 1);
+
+    let query = Shop::part("query", &log, &with_views).await;
+    assert_eq!(query.get("/v1/products", None, &[]).await.status, 200);
+    drop((command, projector));
+}
+
+#[tokio::test]
+async fn a_newer_database_is_refused_by_all() {
+    let postgres = Postgres::shared().await;
+    let (log, views) = (postgres.database().await, postgres.database().await);
+    let with_views = [("TIDEMARK_VIEWS_URL", views.as_str())];
+    let projector = Shop::part("projector", &log, &with_views).await;
+    migrated_by_a_newer_program(&views, "views").await;
+    for process in [&["projector"][..], &["query"], &["rebuild", "stock"]] {
+        let told = refusal(process, &log, &views).await;
+        assert!(told.contains("the schema views has migration 99 (tomorrow)"), "{process:?}: {told}");
+    }
+    drop(Shop::part("command", &log, &[]).await);
+    migrated_by_a_newer_program(&log, "log").await;
+    for process in [&["up"][..], &["command"], &["projector"], &["query"], &["replay"], &["rebuild", "stock"]]
+    {
+        let told = refusal(process, &log, &views).await;
+        let schema = if process[0] == "rebuild" { "views" } else { "log" };
+        assert!(told.contains(&format!("the schema {schema} has migration 99 (tomorrow)")), "{told}");
+    }
+    // Who runs goes on: the version before works with what the next one adds.
+    assert_eq!(projector.get("/readyz", None, &[]).await.status, 200);
+
+    // `up` has both in one database.
+    let both = postgres.database().await;
+    drop(Shop::on(&both).await);
+    migrated_by_a_newer_program(&both, "views").await;
+    let told = refusal(&["up"], &both, &both).await;
+    assert!(told.contains("the schema views has migration 99 (tomorrow)"), "{told}");
+    sqlx::raw_sql(
+        "DELETE FROM views.migrations WHERE version = 99; UPDATE views.migrations SET checksum = ''",
+    )
+    .execute(&pool(&both).await)
+    .await
+    .unwrap();
+    let told = refusal(&["up"], &both, &both).await;
+    assert!(
+        told.contains("migration 1 (views) of the schema views is not the one of this program"),
+        "{told}"
+    );
+}
+
+#[tokio::test]
+async fn who_reads_waits_for_a_schema_that_nobody_has_made_yet() {
+    let postgres = Postgres::shared().await;
+    let (log, views) = (postgres.database().await, postgres.database().await);
+    let with_views = [("TIDEMARK_VIEWS_URL", views.as_str())];
+    let begun = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let there: bool = sqlx::query_scalar("SELECT to_regclass('log.head') IS NOT NULL")
+            .fetch_one(&pool(&log).await)
+            .await
+            .unwrap();
+        assert!(!there, "the query service makes nothing");
+        (Shop::part("command", &log, &[]).await, Shop::part("projector", &log, &with_views).await)
+    };
+    let (query, _others) = tokio::join!(Shop::part("query", &log, &with_views), begun);
+    assert_eq!(query.get("/v1/products", None, &[]).await.status, 200);
+}
