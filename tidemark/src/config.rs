@@ -471,7 +471,11 @@ fn secret(text: &str) -> Result<String, String> {
 fn brokers(text: &str) -> Result<String, String> {
     let is_one = |broker: &str| {
         let (host, port) = broker.trim().rsplit_once(':')?;
-        let sound = !host.is_empty() && !host.contains(['/', ' ', ',']);
+        let of_name = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+        let sound = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+            Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+            None => !host.is_empty() && host.bytes().all(of_name),
+        };
         (sound && port.parse::<u16>().is_ok_and(|port| port > 0)).then_some(())
     };
     let sound = text.split(',').all(|broker| is_one(broker).is_some());
