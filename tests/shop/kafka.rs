@@ -14,6 +14,7 @@ use tidemark_events::partition::{PARTITIONS, partition_of};
 
 use crate::broker::Broker;
 use crate::harness::{Postgres, Shop, audit, until};
+use crate::servers::Redis;
 
 const TOPIC: &str = "tidemark";
 
@@ -181,12 +182,15 @@ async fn the_topic_is_the_log_whoever_publishes_and_whatever_is_killed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_lost_its_end_is_published_anew_from_the_fork_and_views_beyond_it_mix_nothing() {
-    let (postgres, elsewhere, broker) = tokio::join!(Postgres::start(), Postgres::start(), Broker::start());
+    let (postgres, elsewhere, broker, redis) =
+        tokio::join!(Postgres::start(), Postgres::start(), Broker::start(), Redis::start());
     let (url, views) = (postgres.database().await, elsewhere.database().await);
-    let address = broker.address();
+    let (address, tier) = (broker.address(), redis.url());
     let service = commands(&url, &broker).await;
-    let settings = [("TIDEMARK_VIEWS_URL", views.as_str()), ("TIDEMARK_KAFKA_BROKERS", address.as_str())];
-    let _projector = Shop::part("projector", &url, &settings).await;
+    let settings = [("TIDEMARK_VIEWS_URL", views.as_str()), ("TIDEMARK_REDIS_URL", tier.as_str())];
+    let from_kafka = [&settings[..], &[("TIDEMARK_KAFKA_BROKERS", address.as_str())]].concat();
+    let _projector = Shop::part("projector", &url, &from_kafka).await;
+    let query = Shop::part("query", &url, &[&settings[..], &[("TIDEMARK_CACHE_MIB", "0")]].concat()).await;
     let pool_views = sqlx::PgPool::connect(&views).await.unwrap();
     let product = service.product("E", 100).await;
     let kept = service.order(&product, 1, "kept").await.unwrap();
@@ -195,15 +199,18 @@ async fn a_log_that_lost_its_end_is_published_anew_from_the_fork_and_views_beyon
     postgres.kill();
     postgres.copy_as_replica();
     postgres.launch().await;
-    let mut beyond = 0;
+    let (mut beyond, mut gone) = (0, String::new());
     for n in 0..3 {
         let lost = until("orders are taken again", async || {
             service.order(&product, 5, &format!("lost {n}")).await.ok().filter(|answer| answer.status == 201)
         })
         .await;
         beyond = lost.body["position"].as_i64().unwrap();
+        gone = lost.body["id"].as_str().unwrap().to_owned();
     }
     stands_at(&pool_views, beyond).await;
+    let own = query.customer.clone();
+    assert_eq!(query.get(&format!("/v1/orders/{gone}"), Some(&own), &[]).await.status, 200);
     let shown = rows(&pool_views).await;
 
     postgres.kill();
@@ -241,10 +248,12 @@ async fn a_log_that_lost_its_end_is_published_anew_from_the_fork_and_views_beyon
     let expected: Vec<RecordedEvent> = log.into_iter().filter(|event| event.position > fork).collect();
     assert_eq!(second, expected, "of the new epoch the topic holds what the log holds behind the fork");
     // The views hold what was lost: nothing of the new epoch is put on top of that, also when it is past their place.
+    let mut last = String::new();
     for n in 0..6 {
         let more = service.order(&product, 1, &format!("more {n}")).await.unwrap();
         assert_eq!(more.status, 201, "{}", more.text);
         assert!(n < 5 || more.body["position"].as_i64().unwrap() > beyond);
+        last = more.header("tidemark-position").to_owned();
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(rows(&pool_views).await, shown);
@@ -253,6 +262,26 @@ async fn a_log_that_lost_its_end_is_published_anew_from_the_fork_and_views_beyon
         .await
         .unwrap();
     assert_eq!(epochs, [1]);
+    let path = format!("/v1/products/{product}");
+    assert_eq!(query.get(&path, None, &[("Tidemark-After", &last)]).await.problem(), "view-behind");
+
+    // Built anew, they hold the new epoch alone, and so does what comes from Redis.
+    let before = redis.generation().await;
+    for name in ["products", "stock", "orders"] {
+        let rebuilt = crate::harness::tidemark()
+            .args(["rebuild", name])
+            .envs([("TIDEMARK_LOG_URL", &url), ("TIDEMARK_VIEWS_URL", &views)])
+            .output()
+            .await
+            .unwrap();
+        assert!(rebuilt.status.success(), "{}", String::from_utf8_lossy(&rebuilt.stderr));
+    }
+    for _ in 0..20 {
+        let answer = query.get(&path, None, &[("Tidemark-After", &last)]).await;
+        assert_eq!(answer.body["available"], 100 - 1 - 1 - 6, "{}", answer.text);
+        assert_eq!(query.get(&format!("/v1/orders/{gone}"), Some(&own), &[]).await.status, 404);
+    }
+    assert_ne!(redis.generation().await, before);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
