@@ -47,12 +47,13 @@ struct ItemAnswer {
 
 /// Fills the shop and waits until its views show it.
 pub(crate) async fn seed(shop: &Shop, data: Option<&Path>) -> Result<Seeded, BenchError> {
-    fill(shop.address, async |role| shop.token(role, Uuid::now_v7()).await, data).await
+    fill(shop.address, shop.address, async |role| shop.token(role, Uuid::now_v7()).await, data).await
 }
 
-/// Fills the shop at an address, which takes commands and reads, and waits until its views show it.
+/// Fills the shop that takes commands at one address, and waits until its views show it at another.
 pub(crate) async fn fill(
     address: SocketAddr,
+    reads: SocketAddr,
     token: impl AsyncFn(&'static str) -> Result<String, BenchError>,
     data: Option<&Path>,
 ) -> Result<Seeded, BenchError> {
@@ -82,7 +83,7 @@ pub(crate) async fn fill(
         connection.send(&receipt(ids[number], &staff)).await?.header(POSITION)
     })
     .await?;
-    shop::caught_up(address, Call::get("/v1/products?limit=1"), latest(&positions)?).await?;
+    shop::caught_up(reads, Call::get("/v1/products?limit=1"), latest(&positions)?).await?;
     Ok(Seeded { products: ids.into_iter().zip(new).collect(), staff, customer, analyst })
 }
 

@@ -52,7 +52,13 @@ pub(super) async fn processes(stage: &Stage<'_>) -> Result<Vec<Row>, BenchError>
     let folder = stage.scratch.folder("whole")?;
     let whole = Whole::start(stage.shop.program(), &folder).await?;
     let token = async |role| whole.token(role).await;
-    let seeded = seed::fill(whole.address("nginx")?, token, stage.settings.data.as_deref()).await?;
+    let seeded = seed::fill(
+        whole.address("command-1")?,
+        whole.address("query-1")?,
+        token,
+        stage.settings.data.as_deref(),
+    )
+    .await?;
     let parts = Parts { stage, whole, seeded };
     let mut rows = Vec::new();
     if let Some(data) = &stage.settings.data {
