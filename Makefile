@@ -12,11 +12,12 @@ run: setup            ## builds the shop and opens it on http://127.0.0.1:8080
 test: setup-test      ## every test, on real components
 	$(CARGO) test --workspace --locked --all-features
 
-check:                ## form, lints, documentation, dependencies
+check:                ## form, lints, documentation, dependencies, deployment
 	$(CARGO) fmt --all -- --check
 	$(CARGO) clippy --workspace --locked --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --locked --no-deps --all-features --quiet
 	scripts/dependencies
+	scripts/deploy-check
 
 bench: setup setup-bench  ## figures as ratios to limits of the same run; BENCH_ARGS="--data DIR" adds the import
 	$(CARGO) run --release --locked -p tidemark-bench -- $(BENCH_ARGS)
