@@ -26,7 +26,8 @@ const ANSWERS: [(&str, &str); 3] =
 /// Serves what [`keep`] put into `answers`, until it is killed.
 pub(crate) async fn serve(listen: SocketAddr, answers: &Path) -> Result<(), BenchError> {
     let mut router = Router::new();
-    for (name, route) in ANSWERS {
+    let kept = |name: &str| answers.join(format!("{name}.body")).exists();
+    for (name, route) in ANSWERS.into_iter().filter(|(name, _)| kept(name)) {
         let read = |kind: &str| {
             let path = answers.join(format!("{name}.{kind}"));
             fs::read(&path).map_err(BenchError::io(format!("reading {}", path.display())))
