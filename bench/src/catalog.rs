@@ -86,7 +86,7 @@ pub(crate) fn products(data: Option<&Path>) -> Result<Vec<NewProduct>, BenchErro
             let path = folder.join("products.csv.gz");
             let file = File::open(&path).map_err(BenchError::io(format!("opening {}", path.display())))?;
             let lines = read(GzDecoder::new(file))?;
-            Ok(lines.iter().map(|line| line.product(format!("CJ-{}", line.product_id))).collect())
+            Ok(lines.iter().map(|line| line.product(sku_of(&line.product_id))).collect())
         }
         None => {
             let sample = read(SAMPLE.as_bytes())?;
@@ -102,6 +102,11 @@ pub(crate) fn products(data: Option<&Path>) -> Result<Vec<NewProduct>, BenchErro
             Ok((0..PRODUCTS).map(product).collect())
         }
     }
+}
+
+/// The SKU of a product of the data set.
+pub(crate) fn sku_of(product_id: &str) -> String {
+    format!("CJ-{product_id}")
 }
 
 fn read(table: impl Read) -> Result<Vec<Line>, BenchError> {

@@ -25,13 +25,15 @@ const HELD_FOR: Duration = Duration::from_secs(2);
 /// How often the changes are asked for without a notification, and whether the server still lives the same life.
 const POLL: Duration = Duration::from_millis(500);
 
-/// The least time from one reading of the changes to the next: more of them cost less together.
-const PACE: Duration = Duration::from_millis(5);
+/// The time from one reading of the changes to the next: more of them cost less together, so the more there are, the
+/// longer.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
-/// The most bodies that are read and put at once.
+/// The most bodies that are read and put at once. So many make the longest pause.
 const AT_ONCE: usize = 1_000;
 
-/// With more keys than these to do at once, Redis is behind; then bodies are taken out instead of being put anew.
+/// With more keys than these to do at once, Redis is behind, and begins anew.
 const BEHIND: usize = 10_000;
 
 /// What it works on.
@@ -105,8 +107,10 @@ impl Filler {
                 }
                 taken_at = asked_at;
             }
-            if turn.go_on(&mut views).await? {
-                tokio::time::sleep(PACE).await;
+            if let Some(keys) = turn.go_on(&mut views).await? {
+                let part = u32::try_from(keys.min(AT_ONCE)).unwrap_or(0);
+                let pause = LONGEST_PAUSE * part / u32::try_from(AT_ONCE).unwrap_or(1);
+                tokio::time::sleep(pause.max(SHORTEST_PAUSE)).await;
                 continue;
             }
             if listener.next_buffered().is_some() {
@@ -153,8 +157,8 @@ impl Turn {
         Ok(())
     }
 
-    /// Brings the next changes to Redis; `false` when there are none.
-    async fn go_on(&mut self, views: &mut PgConnection) -> Result<bool, Ended> {
+    /// Brings the next changes to Redis: how many keys they touched; `None` when there are none.
+    async fn go_on(&mut self, views: &mut PgConnection) -> Result<Option<usize>, Ended> {
         let changes = feed::after(views, self.at).await?;
         let Some(first) = changes.first() else {
             if self.checked_at.elapsed() >= POLL {
@@ -166,7 +170,7 @@ impl Turn {
                     return Err(TierError::Moved.into());
                 }
             }
-            return Ok(false);
+            return Ok(None);
         };
         let is_gapless = first.number == self.at + 1;
         // The first instances come without a switch.
@@ -174,25 +178,31 @@ impl Turn {
         if !is_gapless || is_first || changes.iter().any(|change| change.kind == feed::Kind::Switch) {
             // Changes were missed, or readers go to other tables: no body is known to be good.
             self.begin_anew(views).await?;
-            return Ok(true);
+            return Ok(Some(0));
         }
-        let made_at = Instant::now();
+        let begun_at = Instant::now();
         let (products, orders) = self.touched(&changes);
-        let is_behind = products.len() + orders.len() > BEHIND;
-        for (kind, keys) in [(Kind::Product, products), (Kind::Order, orders)] {
-            for keys in keys.chunks(AT_ONCE) {
-                if is_behind {
-                    self.redis.put(&self.generation, kind, 0, &[], keys).await?;
-                } else {
-                    self.put(views, kind, keys).await?;
-                }
-            }
+        let count = products.len() + orders.len();
+        if count > BEHIND {
+            tracing::info!(keys = count, "too much has changed at once, Redis begins anew");
+            self.begin_anew(views).await?;
+            return Ok(Some(count));
         }
-        self.at = self.redis.advance(&self.generation, self.at, changes).await?;
-        metrics::histogram!("tidemark_redis_fill_seconds").record(made_at.elapsed());
+        // Of products there are those that somebody has asked for; an order is asked for by who has placed it.
+        for keys in products.chunks(AT_ONCE) {
+            let present = self.redis.present(&self.generation, Kind::Product, keys).await?;
+            self.put(views, Kind::Product, &present).await?;
+        }
+        for keys in orders.chunks(AT_ONCE) {
+            self.put(views, Kind::Order, keys).await?;
+        }
+        let touched = products.iter().map(|id| (Kind::Product, *id));
+        let touched = touched.chain(orders.iter().map(|id| (Kind::Order, *id)));
+        self.at = self.redis.advance(&self.generation, self.at, changes, touched).await?;
+        metrics::histogram!("tidemark_redis_fill_seconds").record(begun_at.elapsed());
         #[expect(clippy::cast_precision_loss, reason = "a gauge")]
         metrics::gauge!("tidemark_redis_number").set(self.at as f64);
-        Ok(true)
+        Ok(Some(count))
     }
 
     /// The keys of products and of orders whose bodies have changed.
@@ -214,18 +224,15 @@ impl Turn {
     }
 
     async fn put(&mut self, views: &mut PgConnection, kind: Kind, keys: &[Uuid]) -> Result<(), Ended> {
+        if keys.is_empty() {
+            return Ok(());
+        }
         let rows = sqlx::query(AssertSqlSafe(body::statement(kind, self.tables)))
             .bind(keys)
             .fetch_all(views)
             .await?;
         let (number, bodies) = (body::number_of(&rows)?, body::read(kind, &rows)?);
-        let without: Vec<Uuid> = if bodies.len() == keys.len() {
-            Vec::new()
-        } else {
-            let with: BTreeSet<Uuid> = bodies.iter().map(|body| body.id).collect();
-            keys.iter().copied().filter(|key| !with.contains(key)).collect()
-        };
-        let put = self.redis.put(&self.generation, kind, number, &bodies, &without).await?;
+        let put = self.redis.put(&self.generation, kind, number, &bodies).await?;
         metrics::counter!("tidemark_redis_bodies_total").increment(put as u64);
         Ok(())
     }

@@ -141,7 +141,7 @@ impl Shelf {
         tokio::spawn(async move {
             let mut connection = session.connection.clone();
             let bodies = [body];
-            let put = connection.put(&session.generation, kind, number, &bodies, &[]);
+            let put = connection.put(&session.generation, kind, number, &bodies);
             if tokio::time::timeout(WITHIN, put).await.is_err() {
                 tracing::debug!("a body was not put into Redis in time");
             }

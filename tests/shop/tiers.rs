@@ -225,10 +225,10 @@ async fn a_body_in_redis_is_only_replaced_by_a_newer_one_and_old_hands_are_refus
         found.map(|found| (found.number, String::from_utf8(found.body.json).unwrap()))
     };
     // Below `at` nothing is put: a change between may have been passed already.
-    assert_eq!(one.put(&generation, Kind::Product, 9, &[body("old")], &[]).await.unwrap(), 0);
+    assert_eq!(one.put(&generation, Kind::Product, 9, &[body("old")]).await.unwrap(), 0);
     assert_eq!(there().await, None);
-    assert_eq!(one.put(&generation, Kind::Product, 12, &[body("new")], &[]).await.unwrap(), 1);
-    assert_eq!(one.put(&generation, Kind::Product, 11, &[body("older")], &[]).await.unwrap(), 0);
+    assert_eq!(one.put(&generation, Kind::Product, 12, &[body("new")]).await.unwrap(), 1);
+    assert_eq!(one.put(&generation, Kind::Product, 11, &[body("older")]).await.unwrap(), 0);
     assert_eq!(there().await, Some((12, "new".to_owned())));
     let change = |number| Change {
         number,
@@ -239,27 +239,31 @@ async fn a_body_in_redis_is_only_replaced_by_a_newer_one_and_old_hands_are_refus
         position: number * 2,
         keys: vec![id],
     };
-    assert_eq!(one.advance(&generation, 10, vec![change(11), change(12)]).await.unwrap(), 12);
+    let touched = || [(Kind::Product, id)].into_iter();
+    let two = vec![change(11), change(12)];
+    assert_eq!(one.advance(&generation, 10, two.clone(), touched()).await.unwrap(), 12);
+    assert_eq!(there().await, Some((12, "new".to_owned())), "it knows both");
+    assert_eq!(one.present(&generation, Kind::Product, &[Uuid::now_v7(), id]).await.unwrap(), [id]);
     // Who still believes that it stands at 10 has slept.
-    let slept = one.advance(&generation, 10, vec![change(11)]).await;
+    let slept = one.advance(&generation, 10, vec![change(11)], touched()).await;
     assert!(matches!(slept, Err(TierError::Moved)), "{slept:?}");
     let entries = other.entries(&generation, 10, Duration::from_millis(50)).await.unwrap();
-    let expected = Entry::Changes { from: 10, to: 12, changes: Some(vec![change(11), change(12)]) };
+    let expected = Entry::Changes { from: 10, to: 12, changes: Some(two) };
     assert_eq!(entries, [expected]);
     assert_eq!(other.entries(&generation, 12, Duration::from_millis(50)).await.unwrap(), []);
-    // A change without a body empties the place.
-    one.put(&generation, Kind::Product, 13, &[], &[id]).await.unwrap();
+    // A change that the body does not know takes it away, in the moment in which `at` moves over it.
+    one.advance(&generation, 12, vec![change(13)], touched()).await.unwrap();
     assert_eq!(there().await, None);
     // A portion with too many keys names none of them.
-    let many = Change { keys: (0..6_000).map(|_| Uuid::now_v7()).collect(), ..change(13) };
-    one.advance(&generation, 12, vec![many]).await.unwrap();
-    let entries = other.entries(&generation, 12, Duration::from_millis(50)).await.unwrap();
-    assert_eq!(entries, [Entry::Changes { from: 12, to: 13, changes: None }]);
+    let many = Change { keys: (0..6_000).map(|_| Uuid::now_v7()).collect(), ..change(14) };
+    one.advance(&generation, 13, vec![many], touched()).await.unwrap();
+    let entries = other.entries(&generation, 13, Duration::from_millis(50)).await.unwrap();
+    assert_eq!(entries, [Entry::Changes { from: 13, to: 14, changes: None }]);
     // Another generation: the old one is told, and nothing is put there any more.
     let next = one.begin(life, 20).await.unwrap();
-    assert_eq!(other.entries(&generation, 13, Duration::from_millis(50)).await.unwrap(), [Entry::End]);
-    assert_eq!(one.put(&generation, Kind::Product, 30, &[body("late")], &[]).await.unwrap(), 0);
-    let slept = one.advance(&generation, 13, vec![change(14)]).await;
+    assert_eq!(other.entries(&generation, 14, Duration::from_millis(50)).await.unwrap(), [Entry::End]);
+    assert_eq!(one.put(&generation, Kind::Product, 30, &[body("late")]).await.unwrap(), 0);
+    let slept = one.advance(&generation, 14, vec![change(15)], touched()).await;
     assert!(matches!(slept, Err(TierError::Moved)), "{slept:?}");
     let standing = one.standing().await.unwrap().unwrap();
     assert_eq!((standing.generation, standing.incarnation, standing.at), (next, life, 20));

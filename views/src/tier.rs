@@ -6,8 +6,9 @@
 //! looked at, and expires.
 //!
 //! Two rules make a body worth as much as a read of the views, whatever is lost in between:
-//! * A body is put only if its own number is newer than that of the body in its place and not below `at`. So a body
-//!   that is there knows every change of its key up to the greater of its own number and `at`.
+//! * A body is put only if its own number is newer than that of the body in its place and not below `at`, and when `at`
+//!   moves over a change of its key, a body that does not know the change goes. So a body that is there knows every
+//!   change of its key up to the greater of its own number and `at`.
 //! * Who moves `at` says from where. Whoever slept finds it moved and stops.
 //!
 //! Everything here can be lost at any time; then the projector begins another generation.
@@ -239,8 +240,33 @@ impl Connection {
         Ok(generation)
     }
 
-    /// Puts bodies that were read when `number` was the newest change, where they are newer than what is there; keys
-    /// without a body are emptied. Nothing is put below `at`. Returns how many were put.
+    /// Which of these have a body there.
+    ///
+    /// # Errors
+    /// [`TierError::Redis`].
+    pub async fn present(
+        &mut self,
+        generation: &Generation,
+        kind: Kind,
+        ids: &[Uuid],
+    ) -> Result<Vec<Uuid>, TierError> {
+        static PRESENT: LazyLock<Script> = LazyLock::new(|| {
+            Script::new(
+                "local there = {} \
+                 for i = 1, #KEYS do there[i] = redis.call('EXISTS', KEYS[i]) end \
+                 return there",
+            )
+        });
+        let mut call = PRESENT.prepare_invoke();
+        for id in ids {
+            call.key(generation.key(kind, *id));
+        }
+        let there: Vec<bool> = call.invoke_async(&mut self.0).await?;
+        Ok(ids.iter().zip(there).filter(|(_, is_there)| *is_there).map(|(id, _)| *id).collect())
+    }
+
+    /// Puts bodies that were read when `number` was the newest change, where they are newer than what is there.
+    /// Nothing is put below `at`. Returns how many were put.
     ///
     /// # Errors
     /// [`TierError::Redis`].
@@ -250,22 +276,18 @@ impl Connection {
         kind: Kind,
         number: i64,
         bodies: &[Body],
-        without: &[Uuid],
     ) -> Result<usize, TierError> {
         static PUT: LazyLock<Script> = LazyLock::new(|| {
             Script::new(
                 "local at = tonumber(redis.call('GET', KEYS[1])) \
                  local number = tonumber(ARGV[1]) \
+                 if not at or number < at then return 0 end \
                  local put = 0 \
                  for i = 2, #KEYS do \
-                   local value = ARGV[i + 1] \
-                   if not value then redis.call('DEL', KEYS[i]) \
-                   elseif at and at <= number then \
-                     local there = tonumber(string.match(redis.call('GETRANGE', KEYS[i], 0, 20), '^%d+')) \
-                     if not there or there < number then \
-                       redis.call('SET', KEYS[i], value, 'EX', ARGV[2]) \
-                       put = put + 1 \
-                     end \
+                   local there = tonumber(string.match(redis.call('GETRANGE', KEYS[i], 0, 20), '^%d+')) \
+                   if not there or there < number then \
+                     redis.call('SET', KEYS[i], ARGV[i + 1], 'EX', ARGV[2]) \
+                     put = put + 1 \
                    end \
                  end \
                  return put",
@@ -275,9 +297,6 @@ impl Connection {
         for body in bodies {
             call.key(generation.key(kind, body.id));
         }
-        for id in without {
-            call.key(generation.key(kind, *id));
-        }
         call.arg(number).arg(KEPT.as_secs());
         for body in bodies {
             call.arg(encode(number, body));
@@ -285,7 +304,9 @@ impl Connection {
         Ok(call.invoke_async(&mut self.0).await?)
     }
 
-    /// Moves `at` over changes whose keys have all been [put](Self::put), and tells who follows.
+    /// Moves `at` over changes that touched these bodies, and tells who follows. What is there of them and does not
+    /// know all of the changes goes, in the same moment: what was not [put](Self::put) anew, and what somebody who
+    /// read before the changes has put meanwhile.
     ///
     /// # Errors
     /// [`TierError::Moved`] when it did not stand at `from`: somebody else has moved it, or Redis was emptied.
@@ -294,10 +315,16 @@ impl Connection {
         generation: &Generation,
         from: i64,
         changes: Vec<Change>,
+        touched: impl Iterator<Item = (Kind, Uuid)>,
     ) -> Result<i64, TierError> {
         static ADVANCE: LazyLock<Script> = LazyLock::new(|| {
             Script::new(
                 "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end \
+                 local to = tonumber(ARGV[2]) \
+                 for i = 3, #KEYS do \
+                   local there = tonumber(string.match(redis.call('GETRANGE', KEYS[i], 0, 20), '^%d+')) \
+                   if there and there < to then redis.call('DEL', KEYS[i]) end \
+                 end \
                  redis.call('SET', KEYS[1], ARGV[2]) \
                  redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], ARGV[2] .. '-0', 'changes', ARGV[4]) \
                  return 1",
@@ -307,15 +334,12 @@ impl Connection {
         let keys: usize = changes.iter().map(|change| change.keys.len()).sum();
         let wire = Wire { from, to, changes: Some(changes).filter(|_| keys <= NAMED) };
         let text = serde_json::to_string(&wire).map_err(|error| TierError::Content(error.to_string()))?;
-        let moved: bool = ADVANCE
-            .key(generation.at())
-            .key(generation.stream())
-            .arg(from)
-            .arg(to)
-            .arg(STREAM)
-            .arg(text)
-            .invoke_async(&mut self.0)
-            .await?;
+        let mut call = ADVANCE.key(generation.at());
+        call.key(generation.stream());
+        for (kind, id) in touched {
+            call.key(generation.key(kind, id));
+        }
+        let moved: bool = call.arg(from).arg(to).arg(STREAM).arg(text).invoke_async(&mut self.0).await?;
         if moved { Ok(to) } else { Err(TierError::Moved) }
     }
 

@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::reads::{WARM_UP_SECONDS, hot_products, typical};
 use super::{Stage, orders};
 use crate::bare::{self, Bare};
+use crate::catalog::sku_of;
 use crate::client::{Call, Connection};
 use crate::error::BenchError;
 use crate::load;
@@ -231,7 +232,9 @@ impl Parts<'_> {
         let file = File::open(&path).map_err(BenchError::io(format!("opening {}", path.display())))?;
         let lines = csv::Reader::from_reader(GzDecoder::new(file)).into_deserialize::<Line>().take(LINES);
         let read: Vec<String> = lines
-            .filter_map(|line| Some(format!("/v1/products/{}", ids.get(line.ok()?.product_id.as_str())?)))
+            .filter_map(|line| {
+                Some(format!("/v1/products/{}", ids.get(sku_of(&line.ok()?.product_id).as_str())?))
+            })
             .collect();
         let query = self.whole.address("query-1")?;
         let before = counted(query, MEMORY).await?;
