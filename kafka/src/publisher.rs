@@ -37,8 +37,12 @@ const AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// The key of the place, so that compaction keeps the newest alone.
 pub(crate) const PLACE_KEY: &str = "publisher";
 
+/// The least time from one transaction to the next, unless it is full: each costs the broker and all who read the topic
+/// about the same, however many events it has.
+const PACE: Duration = Duration::from_millis(20);
+
 /// Events of one transaction.
-const AT_ONCE: usize = 30_000;
+const AT_ONCE: u16 = 30_000;
 
 /// How long a transaction may take in all. Beyond that its producer is given up.
 const TRANSACTION_WITHIN: Duration = Duration::from_secs(20);
@@ -127,6 +131,7 @@ async fn publish(log: &Log, config: &KafkaConfig, stop: &CancellationToken) -> R
     let lag = metrics::histogram!("tidemark_publisher_lag_seconds");
     let mut wake = log.wake();
     let mut under_way: Option<(oneshot::Receiver<Result<(), StreamError>>, Written)> = None;
+    let mut begun_at: Option<Instant> = None;
     loop {
         let head = *wake.borrow_and_update();
         report(head, position);
@@ -135,8 +140,15 @@ async fn publish(log: &Log, config: &KafkaConfig, stop: &CancellationToken) -> R
             epoch = head.epoch;
         }
         if head.position > position {
+            let pause = begun_at.map_or(Duration::ZERO, |at| PACE.saturating_sub(at.elapsed()));
+            if !pause.is_zero() && head.position - position < Position::from(AT_ONCE) {
+                tokio::time::sleep(pause).await;
+                begun_at = None;
+                continue;
+            }
+            begun_at = Some(Instant::now());
             // The next page is read while the one before is being written.
-            let page = log.read(position, head.position, &Filter::default(), AT_ONCE).await?;
+            let page = log.read(position, head.position, &Filter::default(), usize::from(AT_ONCE)).await?;
             if page.epoch > epoch {
                 log.committed(Head { epoch: page.epoch, position: page.read_to });
                 continue;
@@ -320,9 +332,19 @@ fn write(
         if Instant::now() > end {
             return Err(StreamError::Stuck("the delivery of a transaction", TRANSACTION_WITHIN / 2));
         }
-        producer.poll(Duration::from_millis(1));
+        rest(producer);
     }
     producer.commit_transaction(TRANSACTION_WITHIN / 4).map_err(named)
+}
+
+/// Takes in what has been delivered, and rests if that was nothing. The library's own waiting counts whole
+/// milliseconds and spends the last of them, which here is the only one, asking over and over.
+fn rest(producer: &BaseProducer<Quiet>) {
+    let before = producer.in_flight_count();
+    producer.poll(Duration::ZERO);
+    if producer.in_flight_count() == before {
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// One in each partition.
@@ -352,7 +374,7 @@ fn send(producer: &BaseProducer<Quiet>, record: BaseRecord<'_, str, str>) -> Res
             Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back))
                 if Instant::now() < end =>
             {
-                producer.poll(Duration::from_millis(5));
+                rest(producer);
                 record = back;
             }
             Err((error, _)) => return Err(named(error)),
