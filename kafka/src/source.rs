@@ -9,9 +9,11 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::KafkaError;
-use rdkafka::{ClientContext, Message, Offset};
+use rdkafka::topic_partition_list::TopicPartitionListElem;
+use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{ClientContext, Message, Offset, TopicPartitionList};
 use tidemark_events::RecordedEvent;
 use tidemark_events::log::Head;
 use tokio::sync::{mpsc, oneshot};
@@ -118,16 +120,29 @@ impl ClientContext for Member {
 }
 
 impl ConsumerContext for Member {
-    fn post_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        let partitions = match rebalance {
-            Rebalance::Assign(list) => list.elements().iter().map(|element| element.partition()).collect(),
-            Rebalance::Revoke(_) | Rebalance::Error(_) => Vec::new(),
+    /// Partitions that come are taken by the thread, once it knows from where each is read. To take them here and to
+    /// seek later loses records: librdkafka would begin by asking for their end, and an answer that a seek has
+    /// overtaken makes it ask again half a second later, and go there.
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, event: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        let partitions = match event {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
+                list.elements().iter().map(TopicPartitionListElem::partition).collect()
+            }
+            _ => {
+                if let Err(error) = consumer.unassign() {
+                    tracing::warn!(%error, "cannot give partitions of the topic back");
+                }
+                Vec::new()
+            }
         };
         if let Ok(mut assigned) = self.assigned.lock() {
             *assigned = Some(partitions);
         }
     }
 }
+
+/// What the first record of each partition must say, and where it stands; a partition that is not in it is not read.
+type Expected = HashMap<i32, Option<(i64, Head)>>;
 
 fn read(
     config: &KafkaConfig,
@@ -140,7 +155,8 @@ fn read(
         .set("group.id", group)
         .set("enable.auto.commit", "false")
         .set("isolation.level", "read_committed")
-        .set("auto.offset.reset", "latest")
+        // An offset that the topic does not have is an error: where to go on is found out from the checkpoint.
+        .set("auto.offset.reset", "error")
         .set("session.timeout.ms", "6000")
         .set("heartbeat.interval.ms", "1500")
         .set("queued.min.messages", "20000")
@@ -151,7 +167,7 @@ fn read(
         .create_with_context(Member::default())?;
     consumer.subscribe(&[&config.topic])?;
     // What the first record of a partition must say; a partition that is not in it is not read yet.
-    let mut expected: HashMap<i32, Option<(i64, Head)>> = HashMap::new();
+    let mut expected = Expected::new();
     let mut portion: BTreeMap<i16, Records> = BTreeMap::new();
     let mut count = 0;
     while !stop.is_cancelled() && !sender.is_closed() {
@@ -161,7 +177,7 @@ fn read(
         if let Some(partitions) = assigned {
             // What was read before belongs to another assignment; it will be read again by whoever has it now.
             (portion, count) = (BTreeMap::new(), 0);
-            expected = seek(&consumer, config, sender, &partitions)?;
+            expected = assign(&consumer, config, sender, &partitions)?;
             continue;
         }
         match polled {
@@ -215,13 +231,33 @@ fn hand_on(
     *count = 0;
 }
 
-/// Asks from where to read the partitions that are this member's now, and goes there.
-fn seek(
+/// Asks from where to read the partitions that are this member's now, and begins there.
+fn assign(
     consumer: &BaseConsumer<Member>,
     config: &KafkaConfig,
     sender: &mpsc::Sender<Result<Portion, StreamError>>,
     partitions: &[i32],
-) -> Result<HashMap<i32, Option<(i64, Head)>>, StreamError> {
+) -> Result<Expected, StreamError> {
+    match starts(consumer, config, sender, partitions) {
+        Ok((list, expected)) => {
+            consumer.assign(&list)?;
+            Ok(expected)
+        }
+        Err(error) => {
+            // The group waits for an answer, whichever.
+            consumer.unassign().ok();
+            Err(error)
+        }
+    }
+}
+
+fn starts(
+    consumer: &BaseConsumer<Member>,
+    config: &KafkaConfig,
+    sender: &mpsc::Sender<Result<Portion, StreamError>>,
+    partitions: &[i32],
+) -> Result<(TopicPartitionList, Expected), StreamError> {
+    let (mut list, mut expected) = (TopicPartitionList::new(), Expected::new());
     let mut bounds = HashMap::new();
     for &number in partitions {
         bounds.insert(number, consumer.fetch_watermarks(&config.topic, number, topic::ASK_WITHIN)?);
@@ -229,10 +265,9 @@ fn seek(
     let ends = bounds.iter().map(|(&number, &(_, end))| (partition(number), end)).collect();
     let (starts, answer) = oneshot::channel();
     if sender.blocking_send(Ok(Portion::Assigned { ends, starts })).is_err() {
-        return Ok(HashMap::new());
+        return Ok((list, expected));
     }
-    let Ok(starts) = answer.blocking_recv() else { return Ok(HashMap::new()) };
-    let mut expected = HashMap::new();
+    let Ok(starts) = answer.blocking_recv() else { return Ok((list, expected)) };
     for (&number, &(begin, end)) in &bounds {
         let (offset, expectation) = match starts.get(&partition(number)) {
             Some(&Start::At { offset, said }) if (begin..end).contains(&offset) => {
@@ -244,10 +279,10 @@ fn seek(
                 continue;
             }
         };
-        consumer.seek(&config.topic, number, Offset::Offset(offset), topic::ASK_WITHIN)?;
+        list.add_partition_offset(&config.topic, number, Offset::Offset(offset))?;
         expected.insert(number, expectation);
     }
-    Ok(expected)
+    Ok((list, expected))
 }
 
 /// A partition of the topic as the views count them. The topic has been checked to have no more.
