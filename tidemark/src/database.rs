@@ -152,3 +152,52 @@ pub(crate) async fn wait_for_schema(
         tokio::time::sleep(TRY_AGAIN_AFTER).await;
     }
 }
+
+/// Does what a process begins with on a database from outside, which may come up later than it and go away again at
+/// any moment: then it is done anew.
+pub(crate) async fn begin_on<T>(
+    variable: &str,
+    options: &PgConnectOptions,
+    work: impl AsyncFn() -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    loop {
+        wait_for(variable, options).await;
+        match work().await {
+            Err(error) if is_away(&error) => {
+                tracing::warn!(%error, "the database of {variable} went away, beginning anew");
+                tokio::time::sleep(TRY_AGAIN_AFTER).await;
+            }
+            done => return done,
+        }
+    }
+}
+
+/// Whether an error says that the database is not there, and nothing of what was asked of it.
+fn is_away(error: &(dyn std::error::Error + 'static)) -> bool {
+    // Operator intervention (a shutdown, a crash, a start that is not done yet) and connection exceptions.
+    const CLASSES: [&str; 2] = ["57", "08"];
+    std::iter::successors(Some(error), |error| error.source()).any(|error| match error.downcast_ref() {
+        Some(sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut) => true,
+        Some(sqlx::Error::Database(error)) => {
+            error.code().is_some_and(|code| CLASSES.iter().any(|class| code.starts_with(class)))
+        }
+        _ => false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sqlx::migrate::MigrateError;
+    use tidemark_events::log::LogError;
+
+    #[test]
+    fn a_database_that_went_away_is_told_from_one_that_refuses() {
+        let lost = || sqlx::Error::Io(std::io::ErrorKind::ConnectionReset.into());
+        assert!(is_away(&Failure::Database(lost())));
+        assert!(is_away(&Failure::Log(LogError::Database(lost()))));
+        assert!(is_away(&Failure::Log(LogError::Migrate(MigrateError::Execute(lost())))));
+        assert!(!is_away(&Failure::Log(LogError::Migrate(MigrateError::VersionMissing(7)))));
+        assert!(!is_away(&Failure::Configuration("wrong".to_owned())));
+    }
+}

@@ -14,7 +14,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::Failure;
 use crate::config::{CommandOptions, ProjectorOptions, QueryOptions, ServeOptions};
-use crate::database::{pool, wait_for, wait_for_schema};
+use crate::database::{begin_on, pool, wait_for_schema};
 use crate::service::{Health, join, listen, router, serve_until, stop_on_signals};
 use crate::up::{END_WITHIN, LOG_CONNECTIONS, PROJECTOR_CONNECTIONS};
 
@@ -53,13 +53,18 @@ impl Process {
         let listener = listen(serve.listen).await?;
         let databases = async {
             let pool = pool(log_options, connections);
-            match schemas {
-                Schemas::Bring => {
-                    wait_for("TIDEMARK_LOG_URL", log_options).await;
-                    Log::migrate(&pool).await?;
+            let log = begin_on("TIDEMARK_LOG_URL", log_options, async || {
+                match schemas {
+                    Schemas::Bring => Log::migrate(&pool).await?,
+                    Schemas::Need => {
+                        wait_for_schema("TIDEMARK_LOG_URL", log_options, &log::SCHEMA).await?;
+                    }
                 }
-                Schemas::Need => wait_for_schema("TIDEMARK_LOG_URL", log_options, &log::SCHEMA).await?,
-            }
+                let log = Log::new(pool.clone());
+                log.committed(log.head().await?);
+                Ok(log)
+            })
+            .await?;
             match (views_options, schemas) {
                 (None, _) => {}
                 (Some(options), Schemas::Bring) => views(options).await?,
@@ -67,13 +72,12 @@ impl Process {
                     wait_for_schema("TIDEMARK_VIEWS_URL", options, &tidemark_views::SCHEMA).await?;
                 }
             }
-            Ok::<_, Failure>(Log::new(pool))
+            Ok::<_, Failure>(log)
         };
         let log = tokio::select! {
             databases = databases => databases?,
             () = stop.cancelled() => return Ok(None),
         };
-        log.committed(log.head().await?);
         let parts_stop = CancellationToken::new();
         let metrics = tidemark_http::metrics::install(parts_stop.clone())
             .map_err(|error| Failure::Configuration(format!("the metrics registry: {error}")))?;
@@ -117,11 +121,13 @@ impl Process {
 
 /// The views' database, with its schema as this program needs it.
 pub(crate) async fn views(options: &PgConnectOptions) -> Result<(), Failure> {
-    wait_for("TIDEMARK_VIEWS_URL", options).await;
-    let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options.clone());
-    tidemark_views::migrate(&pool).await?;
-    pool.close().await;
-    Ok(())
+    begin_on("TIDEMARK_VIEWS_URL", options, async || {
+        let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options.clone());
+        let migrated = tidemark_views::migrate(&pool).await;
+        pool.close().await;
+        Ok(migrated?)
+    })
+    .await
 }
 
 pub(crate) async fn command(options: CommandOptions) -> Result<(), Failure> {
