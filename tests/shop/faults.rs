@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use reqwest::Method;
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
 use sqlx::{Connection, Executor, PgConnection};
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -190,6 +192,38 @@ async fn a_writer_that_is_paused_does_not_stop_the_others_and_learns_the_truth()
         own
     });
     check(&shops[1], buyers, 20).await;
+}
+
+#[tokio::test]
+async fn a_repetition_that_another_shop_would_refuse_gets_the_first_answer() {
+    let postgres = Postgres::shared().await;
+    let url = postgres.database().await;
+    let (first, second) = (Arc::new(Shop::on(&url).await), Arc::new(Shop::on(&url).await));
+    let product = first.product("P", 1_000_000).await;
+    let product_of =
+        |n| json!({ "sku": format!("S-{n}"), "name": "Lamp", "price": { "amount": 1, "currency": "EUR" } });
+    for n in 0..15 {
+        let key = format!("create {n}");
+        let create = async |shop: &Shop| {
+            let headers = [("Idempotency-Key", key.as_str())];
+            let body = Some(product_of(n));
+            shop.send(Method::POST, "/v1/products", Some(&shop.staff), &headers, body).await.unwrap()
+        };
+        assert_eq!(create(&first).await.status, 201);
+        // The other shop learns of it, and stands alone again: then it takes the short way.
+        for m in 0..70 {
+            second.order(&product, 1, &format!("before {n} {m}")).await.unwrap();
+        }
+        // Refusals alone take the long way. In the company of what is accepted they take the short one.
+        let mut company = JoinSet::new();
+        for m in 0..8 {
+            let (second, product) = (Arc::clone(&second), product.clone());
+            company.spawn(async move { second.order(&product, 1, &format!("with {n} {m}")).await.unwrap() });
+        }
+        let again = create(&second).await;
+        assert_eq!((again.status, again.header("idempotency-replayed")), (201, "true"), "{:?}", again.body);
+        assert!(company.join_all().await.iter().all(|answer| answer.status == 201));
+    }
 }
 
 #[tokio::test]

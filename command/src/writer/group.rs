@@ -446,7 +446,7 @@ impl Loop {
         match connection.append_at(&batch).await {
             Swift::Committed(head) => {
                 metrics::counter!("tidemark_commits_total", "way" => "short").increment(1);
-                Ok(Some((head, replies)))
+                Ok(Some((head, first_answers(connection, group, replies).await)))
             }
             Swift::Moved => {
                 tracing::debug!(head = ?self.head, "somebody else has appended");
@@ -568,8 +568,7 @@ impl Loop {
             let reply = match job.request.key {
                 Some(scope) if !keys.insert(scope.key) => None,
                 Some(scope) => match stored.remove(&scope.key) {
-                    Some(found) if found.answer.fingerprint == scope.fingerprint => Some(Ok(replay(found))),
-                    Some(_) => Some(Err(CommandError::KeyReused)),
+                    Some(found) => Some(repeated(scope.fingerprint, found)),
                     None => self.decide(job, batch)?,
                 },
                 None => self.decide(job, batch)?,
@@ -788,8 +787,49 @@ async fn stored_answers(
     if keys.is_empty() {
         return Ok(HashMap::new());
     }
-    let found = locked.answers(&keys).await?;
-    Ok(found.into_iter().map(|stored| (stored.answer.key, stored)).collect())
+    locked.answers(&keys).await.map(by_key)
+}
+
+/// A command that is refused may be the repetition of one that was done through another writer, or before this one was
+/// started: then it is the first one's answer that counts. Nothing was written for it, so its key is looked up only now.
+async fn first_answers(
+    connection: &mut WriterConnection,
+    group: &[Job],
+    mut replies: Vec<Option<Reply>>,
+) -> Vec<Option<Reply>> {
+    let refused = |reply: &Option<Reply>| {
+        matches!(reply, Some(Err(CommandError::Rejected(_) | CommandError::VersionMismatch { .. })))
+    };
+    let keyed = |(job, reply): (&Job, &Option<Reply>)| job.request.key.filter(|_| refused(reply));
+    let keys: Vec<Uuid> = group.iter().zip(&replies).filter_map(keyed).map(|scope| scope.key).collect();
+    if keys.is_empty() {
+        return replies;
+    }
+    let stored = connection.answers(&keys).await;
+    let stored = stored.map(by_key).inspect_err(|error| {
+        tracing::warn!(%error, "cannot look up whether refused commands were done before");
+    });
+    for (job, reply) in group.iter().zip(&mut replies) {
+        let Some(scope) = job.request.key.filter(|_| refused(reply)) else { continue };
+        match &stored {
+            Ok(stored) => {
+                if let Some(found) = stored.get(&scope.key) {
+                    *reply = Some(repeated(scope.fingerprint, found.clone()));
+                }
+            }
+            Err(_) => *reply = Some(Err(CommandError::Unavailable)),
+        }
+    }
+    replies
+}
+
+fn by_key(stored: Vec<StoredAnswer>) -> HashMap<Uuid, StoredAnswer> {
+    stored.into_iter().map(|stored| (stored.answer.key, stored)).collect()
+}
+
+/// What is said to a key that was used before.
+fn repeated(fingerprint: Uuid, found: StoredAnswer) -> Reply {
+    if found.answer.fingerprint == fingerprint { Ok(replay(found)) } else { Err(CommandError::KeyReused) }
 }
 
 fn replay(stored: StoredAnswer) -> Answer {

@@ -279,6 +279,14 @@ impl WriterConnection {
         }
     }
 
+    /// The stored answers of keys, as of now.
+    ///
+    /// # Errors
+    /// [`LogError::Database`]: drop the connection then.
+    pub async fn answers(&mut self, keys: &[Uuid]) -> Result<Vec<StoredAnswer>, LogError> {
+        answers::find(&mut self.connection, keys).await
+    }
+
     /// Waiting for the lock ran out of time: behind the time-outs stands this watchdog. A writer's transactions take
     /// milliseconds, so one of [`STUCK_SECONDS`] belongs to a process that stopped in a way they did not see (the
     /// server blocked on sending to it, for one).
