@@ -3,14 +3,17 @@
 CARGO ?= cargo
 RUN_ARGS ?=
 
-.PHONY: run test check bench cluster cluster-stop schemas fmt setup setup-test setup-cluster setup-bench
+.PHONY: run test check bench cluster cluster-stop chaos chaos-planted schemas fmt setup setup-test setup-cluster setup-bench
+built = $$($(CARGO) metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
 
 run: setup            ## builds the shop and opens it on http://127.0.0.1:8080
 	$(CARGO) build --release --locked -p tidemark
-	exec $$($(CARGO) metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release/tidemark up $(RUN_ARGS)
+	exec $(built)/release/tidemark up $(RUN_ARGS)
 
-test: setup-test      ## every test, on real components
+test: setup-test setup-cluster  ## every test, on real components, and the short form of chaos
 	$(CARGO) test --workspace --locked --all-features
+	$(CARGO) build --locked -p tidemark -p tidemark-chaos --all-features
+	$(built)/debug/tidemark-chaos --seconds 60 --patience 4
 
 check:                ## form, lints, documentation, dependencies, deployment
 	$(CARGO) fmt --all -- --check
@@ -24,10 +27,18 @@ bench: setup setup-bench  ## figures as ratios to limits of the same run; BENCH_
 
 cluster: setup-cluster   ## the shop as many processes, with Kafka and nginx, on http://127.0.0.1:8080
 	$(CARGO) build --release --locked -p tidemark
-	scripts/cluster start $$($(CARGO) metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release/tidemark
+	scripts/cluster start $(built)/release/tidemark
 
 cluster-stop:         ## ends it
 	scripts/cluster stop
+
+chaos: setup-cluster  ## kills every part of a cluster under load, and checks what is left; CHAOS_ARGS="--seed N"
+	$(CARGO) build --release --locked -p tidemark -p tidemark-chaos
+	$(built)/release/tidemark-chaos $(CHAOS_ARGS)
+
+chaos-planted: setup-cluster  ## plants bugs, one at a time, and has each found
+	$(CARGO) build --locked -p tidemark -p tidemark-chaos --features tidemark/planted
+	$(built)/debug/tidemark-chaos --planted
 
 schemas:              ## writes the events' JSON Schemas and the topics' AsyncAPI document anew after a compatible change
 	TIDEMARK_WRITE_SCHEMAS=1 $(CARGO) test --locked -p tidemark-events -p tidemark-kafka --test schemas --test asyncapi

@@ -11,6 +11,7 @@
 //! | [`log`] | the append-only log in PostgreSQL |
 //! | [`migrations`] | the schemas of databases: made, brought up to date, looked at |
 //! | [`ndjson`] | an event as one line of JSON |
+//! | [`planted`] | bugs for the chaos run to find, in test builds |
 //!
 //! Nothing here depends on another crate of the workspace.
 
@@ -21,6 +22,7 @@ pub mod migrations;
 pub mod ndjson;
 pub mod order;
 pub mod partition;
+pub mod planted;
 pub mod product;
 pub mod schema;
 pub mod sku;

@@ -17,7 +17,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use tidemark_events::log::{Filter, Head, Lease, Log};
 use tidemark_events::partition::{PARTITIONS, partition_of};
-use tidemark_events::{Position, RecordedEvent};
+use tidemark_events::{Position, RecordedEvent, planted};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -126,6 +126,9 @@ async fn publish(log: &Log, config: &KafkaConfig, stop: &CancellationToken) -> R
     let (transactions, opened) = start_producer(config.clone())?;
     let place = answer("beginning to publish", opened).await?;
     let Head { mut epoch, mut position } = place;
+    if planted::is("publisher-repeats") {
+        position = (position - 5).max(0);
+    }
     tracing::info!(topic = config.topic, position, "publishing the log");
     let published = metrics::counter!("tidemark_publisher_events_total");
     let lag = metrics::histogram!("tidemark_publisher_lag_seconds");
@@ -148,7 +151,14 @@ async fn publish(log: &Log, config: &KafkaConfig, stop: &CancellationToken) -> R
             }
             begun_at = Some(Instant::now());
             // The next page is read while the one before is being written.
-            let page = log.read(position, head.position, &Filter::default(), usize::from(AT_ONCE)).await?;
+            let mut page =
+                log.read(position, head.position, &Filter::default(), usize::from(AT_ONCE)).await?;
+            if planted::is("order-swapped") {
+                page.events.reverse();
+            }
+            if planted::is("publisher-skips") {
+                page.events.pop();
+            }
             if page.epoch > epoch {
                 log.committed(Head { epoch: page.epoch, position: page.read_to });
                 continue;

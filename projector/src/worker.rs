@@ -6,7 +6,7 @@ use std::time::Duration;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, Executor, PgConnection, Row};
 use tidemark_events::log::{Filter, Head, Log};
-use tidemark_events::{Epoch, Position, RecordedEvent};
+use tidemark_events::{Epoch, Position, RecordedEvent, planted};
 use tidemark_kafka::source::Stray;
 use tidemark_views::{PARTITIONS, feed, partition_of};
 use uuid::Uuid;
@@ -175,7 +175,9 @@ impl Worker {
             return Ok(0);
         }
         let mut batch = Batch::default();
-        for recorded in chunk.events.iter().filter(|event| self.wants(event)) {
+        for recorded in
+            chunk.events.iter().filter(|event| self.wants(event) && !planted::sometimes("event-skipped"))
+        {
             batch.sort_in(recorded, &self.parked);
         }
         let count = batch.good.len() + batch.bad.len();
@@ -251,6 +253,11 @@ impl Worker {
         .await?;
         if moved.rows_affected() != moves.len() as u64 {
             return Err(Failed::Other(ProjectorError::Moved(format!("{name} instance {instance}"))));
+        }
+        if planted::is("checkpoint-apart") {
+            transaction.commit().await?;
+            tokio::time::sleep(RETRY_AFTER).await;
+            transaction = connection.begin().await?;
         }
         let mut parking: Vec<Parking<'_>> = batch.bad.clone();
         let mut keys = if isolate {

@@ -11,6 +11,7 @@ use tidemark_events::log::{
     Batch, Head, Locked, Log, LogError, MAX_EVENTS_PER_DECISION, NewAnswer, NewEvent, Outcome, Snapshot,
     StoredAnswer, Swift, WriterConnection, partitions,
 };
+use tidemark_events::planted;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -409,6 +410,9 @@ impl Loop {
                 Err(_) => Trouble::Away(error),
             });
         }
+        if planted::is("answer-before-commit") {
+            tokio::time::sleep(SETTLE_AGAIN_AFTER).await;
+        }
         match locked.commit().await {
             Outcome::Committed(head) => {
                 metrics::counter!("tidemark_commits_total", "way" => "locked").increment(1);
@@ -416,6 +420,7 @@ impl Loop {
                 Ok((head, replies))
             }
             Outcome::Refused(error) => Err(Trouble::Refused(error)),
+            Outcome::Unknown(_) if planted::is("answer-before-commit") => Ok((batch.head(), replies)),
             Outcome::Unknown(error) => {
                 Err(Trouble::Unknown { mark: batch.mark(), error, head: batch.head(), replies })
             }
@@ -681,7 +686,8 @@ impl Loop {
                 reason: format!("{} events, the limit is {MAX_EVENTS_PER_DECISION}", decision.events.len()),
             });
         }
-        for happened in &decision.events {
+        let again = decision.events.iter().filter(|_| planted::sometimes("effect-doubled"));
+        for happened in decision.events.iter().chain(again) {
             let stream_id = happened.stream_id;
             if self.states.peek(stream_id).is_none() {
                 // Only what was made at random just now is written without having been asked for.
@@ -853,7 +859,10 @@ fn refuse(group: Vec<Job>, error: &CommandError) {
     }
 }
 
-fn answer(job: Job, reply: Reply) {
+fn answer(job: Job, mut reply: Reply) {
+    if reply.is_ok() && planted::sometimes("refused-but-done") {
+        reply = Err(CommandError::VersionMismatch { expected: 0, current: 0 });
+    }
     let outcome = match &reply {
         Ok(answer) if answer.replayed => "replayed",
         Ok(_) => "accepted",

@@ -1,0 +1,444 @@
+//! What is broken, when, and for how long: all of it follows from the seed.
+//!
+//! Three lanes strike at the same time, each one member after the other: what writes go through, what feeds and serves
+//! the views, and what these stand on. In between, everything at once, and Kafka and Redis away for long, alone.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+use tokio::sync::RwLock;
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::Cluster;
+use crate::drive::Stage;
+use crate::log;
+use crate::proxy::{Link, Weather};
+
+/// How long a member may take to come back before the next fault strikes all the same.
+const BACK_WITHIN: Duration = Duration::from_secs(45);
+
+/// How long somebody who publishes is looked for.
+const LEADER_WITHIN: Duration = Duration::from_secs(5);
+
+/// Between two looks whether a member is back.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// How long one question whether a member is ready may take.
+const ASK_WITHIN: Duration = Duration::from_secs(1);
+
+/// The longest a member is paused, and a link is disturbed.
+const LONGEST_PAUSE: Duration = Duration::from_millis(2_500);
+
+/// The links that can be disturbed.
+#[derive(Debug)]
+pub(crate) struct Links {
+    /// Between the services and the log's database.
+    pub(crate) log: Link,
+    /// Between the services and the views' database.
+    pub(crate) views: Link,
+}
+
+/// One way to break something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// kill -9, launched again at once.
+    Kill(String),
+    /// SIGSTOP, later SIGCONT.
+    Pause(String, Duration),
+    /// kill -9 of one session's process of a PostgreSQL.
+    KillSession(String, usize),
+    /// kill -9 of the command service that publishes.
+    KillLeader,
+    /// SIGSTOP of the command service that publishes.
+    PauseLeader(Duration),
+    /// A link to a database in bad weather.
+    Disturb(Way, Weather, Duration),
+    /// kill -9, and kept away.
+    Gone(Vec<String>, Duration),
+    /// kill -9 of all processes at once.
+    Everything,
+}
+
+/// Which link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// To the log's database.
+    Log,
+    /// To the views' database.
+    Views,
+}
+
+impl Fault {
+    /// What it is called in the report: members of a kind are one.
+    pub(crate) fn name(&self) -> String {
+        let kind =
+            |member: &str| member.trim_end_matches(|c: char| c == '-' || c.is_ascii_digit()).to_owned();
+        match self {
+            Self::Kill(member) => format!("kill -9 {}", kind(member)),
+            Self::Pause(member, _) => format!("pause {}", kind(member)),
+            Self::KillSession(member, _) => format!("kill -9 a session of {member}"),
+            Self::KillLeader => "kill -9 publisher".to_owned(),
+            Self::PauseLeader(_) => "pause publisher".to_owned(),
+            Self::Disturb(way, weather, _) => {
+                let to = if *way == Way::Log { "log" } else { "views" };
+                match weather {
+                    Weather::Fair => format!("nothing to {to}"),
+                    Weather::Cut => format!("link to {to} cut"),
+                    Weather::Slow(_) => format!("link to {to} slow"),
+                    Weather::Held => format!("link to {to} held"),
+                    Weather::Answerless => format!("answers of {to} lost"),
+                }
+            }
+            Self::Gone(members, _) => format!("{} gone", members.join(" and ")),
+            Self::Everything => "kill -9 everything".to_owned(),
+        }
+    }
+}
+
+/// A fault that has struck.
+#[derive(Debug, Clone)]
+pub(crate) struct Struck {
+    /// Which.
+    pub(crate) name: String,
+    /// Whether commands go through what it breaks.
+    pub(crate) on_the_way_of_writes: bool,
+    /// When it began, since the run began.
+    pub(crate) from: Duration,
+    /// When others went on: what clients wait for later is not its doing.
+    pub(crate) over: Duration,
+    /// When all of what it broke was back.
+    pub(crate) back: Option<Duration>,
+}
+
+/// Which faults there are for a cluster, lane by lane.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    lanes: Vec<Lane>,
+    exclusive: Vec<Fault>,
+}
+
+#[derive(Debug)]
+struct Lane {
+    random: fastrand::Rng,
+    on_the_way_of_writes: bool,
+    /// Every fault once in each round, in an order of its own.
+    kinds: Vec<Fault>,
+    round: Vec<Fault>,
+}
+
+impl Lane {
+    fn next(&mut self) -> Option<Fault> {
+        if self.round.is_empty() {
+            self.round.clone_from(&self.kinds);
+            self.random.shuffle(&mut self.round);
+        }
+        let mut fault = self.round.pop()?;
+        let mut some = |longest: Duration| longest.mul_f64(0.3 + 0.7 * self.random.f64());
+        match &mut fault {
+            Fault::Pause(_, time) | Fault::PauseLeader(time) | Fault::Disturb(_, _, time) => {
+                *time = some(*time)
+            }
+            Fault::KillSession(_, choice) => *choice = self.random.usize(..1_000),
+            _ => {}
+        }
+        Some(fault)
+    }
+
+    fn gap(&mut self) -> Duration {
+        Duration::from_millis(self.random.u64(400..1_000))
+    }
+}
+
+impl Plan {
+    /// All faults of these members, by a seed; `only` those whose names hold one of some words.
+    pub(crate) fn new(seed: u64, cluster: &Cluster, gone_for: Duration, only: &[String]) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let both = |members: Vec<String>| {
+            members
+                .into_iter()
+                .flat_map(|it| [Fault::Kill(it.clone()), Fault::Pause(it, LONGEST_PAUSE)])
+                .collect::<Vec<_>>()
+        };
+        let disturb = |way| {
+            let brief = LONGEST_PAUSE / 4;
+            vec![
+                Fault::Disturb(way, Weather::Cut, brief * 2),
+                Fault::Disturb(way, Weather::Slow(Duration::from_millis(40)), LONGEST_PAUSE),
+                Fault::Disturb(way, Weather::Held, LONGEST_PAUSE),
+                Fault::Disturb(way, Weather::Answerless, brief),
+            ]
+        };
+        let mut writes = both(cluster.like("command-"));
+        writes.extend(both(cluster.like("postgres-log")));
+        writes.push(Fault::KillSession("postgres-log".to_owned(), 0));
+        writes.extend([Fault::KillLeader, Fault::PauseLeader(LONGEST_PAUSE)]);
+        writes.extend(disturb(Way::Log));
+        let mut views = both(cluster.like("projector-"));
+        views.extend(both(cluster.like("query-")));
+        let mut below = Vec::new();
+        for member in ["postgres-views", "postgres-replica", "redis", "kafka", "pgbouncer"] {
+            below.extend(both(cluster.like(member)));
+        }
+        below.push(Fault::KillSession("postgres-views".to_owned(), 0));
+        below.extend(disturb(Way::Views));
+        let away: Vec<String> = ["kafka", "redis"].iter().flat_map(|member| cluster.like(member)).collect();
+        let wanted = |fault: &Fault| only.is_empty() || only.iter().any(|word| fault.name().contains(word));
+        let mut lane = |kinds: Vec<Fault>, on_the_way_of_writes| Lane {
+            random: random.fork(),
+            on_the_way_of_writes,
+            kinds: kinds.into_iter().filter(|fault| wanted(fault)).collect(),
+            round: Vec::new(),
+        };
+        Self {
+            lanes: vec![lane(writes, true), lane(views, false), lane(below, false)],
+            exclusive: [Fault::Everything, Fault::Gone(away, gone_for)].into_iter().filter(wanted).collect(),
+        }
+    }
+}
+
+/// What faults need to strike.
+pub(crate) struct Arena {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) links: Links,
+    pub(crate) stage: Arc<Stage>,
+    pub(crate) began: Instant,
+    http: reqwest::Client,
+    struck: Mutex<Vec<Struck>>,
+    /// Taken by a lane for each fault, and alone by what strikes alone.
+    turn: RwLock<()>,
+}
+
+impl Arena {
+    /// Nothing has struck yet.
+    pub(crate) fn new(cluster: Arc<Cluster>, links: Links, stage: Arc<Stage>, began: Instant) -> Self {
+        let http = reqwest::Client::builder().timeout(ASK_WITHIN).pool_max_idle_per_host(0).build();
+        Self {
+            cluster,
+            links,
+            stage,
+            began,
+            http: http.unwrap_or_default(),
+            struck: Mutex::default(),
+            turn: RwLock::new(()),
+        }
+    }
+
+    /// Lets faults strike for a time, and for as long again while fewer commands than `least` have been acknowledged: a
+    /// busy machine needs longer. Then it waits until the last are over.
+    pub(crate) async fn strike(self: &Arc<Self>, plan: Plan, time: Duration, least: u64) {
+        let over = CancellationToken::new();
+        let mut lanes = tokio::task::JoinSet::new();
+        for lane in plan.lanes {
+            lanes.spawn(Arc::clone(self).run(lane, over.clone()));
+        }
+        let end = Instant::now() + time;
+        let parts = u32::try_from(plan.exclusive.len()).unwrap_or(0) + 1;
+        for fault in plan.exclusive {
+            tokio::time::sleep(time / parts / 2).await;
+            let alone = self.turn.write().await;
+            self.one(fault, true).await;
+            drop(alone);
+        }
+        tokio::time::sleep_until(end.into()).await;
+        while self.stage.accepted() < least && Instant::now() < end + time {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        over.cancel();
+        while lanes.join_next().await.is_some() {}
+    }
+
+    /// All faults that have struck.
+    pub(crate) fn struck(&self) -> Vec<Struck> {
+        self.struck.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn run(self: Arc<Self>, mut lane: Lane, over: CancellationToken) {
+        while !over.is_cancelled() {
+            tokio::time::timeout(lane.gap(), over.cancelled()).await.ok();
+            let turn = self.turn.read().await;
+            if over.is_cancelled() {
+                return;
+            }
+            let Some(fault) = lane.next() else { return };
+            self.one(fault, lane.on_the_way_of_writes).await;
+            drop(turn);
+        }
+    }
+
+    /// One fault, until what it broke is back. What Kafka needs to come up, other faults need not wait for: it is seen
+    /// to apart.
+    async fn one(self: &Arc<Self>, fault: Fault, on_the_way_of_writes: bool) {
+        let from = self.began.elapsed();
+        let name = fault.name();
+        tracing::info!(at = from.as_secs_f32(), ?fault, "strikes");
+        let members = self.inflict(fault).await;
+        let (later, first): (Vec<String>, Vec<String>) =
+            members.into_iter().partition(|member| member == "kafka");
+        let back = self.is_back(&first, on_the_way_of_writes, BACK_WITHIN).await;
+        let number = {
+            let mut struck = self.struck.lock().unwrap_or_else(PoisonError::into_inner);
+            let over = self.began.elapsed();
+            struck.push(Struck { name: name.clone(), on_the_way_of_writes, from, over, back });
+            struck.len() - 1
+        };
+        if !later.is_empty() {
+            let arena = Arc::clone(self);
+            tokio::spawn(async move {
+                let back = arena.is_back(&later, false, BACK_WITHIN).await;
+                let mut struck = arena.struck.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(fault) = struck.get_mut(number) {
+                    fault.back = back;
+                }
+            });
+        }
+        if back.is_none() {
+            tracing::warn!(name, ?first, "not back in time, going on");
+        }
+    }
+
+    /// Breaks it, and mends what does not mend itself. Returns whom to wait for.
+    async fn inflict(&self, fault: Fault) -> Vec<String> {
+        let cluster = &self.cluster;
+        match fault {
+            Fault::Kill(member) => {
+                cluster.kill(&member).await;
+                vec![member]
+            }
+            Fault::Pause(member, time) => self.pause(member, time).await,
+            Fault::KillSession(member, choice) => {
+                cluster.kill_below(&member, "127.0.0.1", choice).await;
+                vec![member]
+            }
+            Fault::KillLeader => match self.leader().await {
+                Some(leader) => {
+                    cluster.kill(&leader).await;
+                    vec![leader]
+                }
+                None => Vec::new(),
+            },
+            Fault::PauseLeader(time) => match self.leader().await {
+                Some(leader) => self.pause(leader, time).await,
+                None => Vec::new(),
+            },
+            Fault::Disturb(way, weather, time) => {
+                let link = if way == Way::Log { &self.links.log } else { &self.links.views };
+                link.set(weather);
+                tokio::time::sleep(time).await;
+                link.set(Weather::Fair);
+                Vec::new()
+            }
+            Fault::Gone(members, time) => {
+                for member in &members {
+                    cluster.keep_away(member).await;
+                }
+                tokio::time::sleep(time).await;
+                for member in &members {
+                    cluster.let_back(member);
+                }
+                members
+            }
+            Fault::Everything => {
+                futures_util::future::join_all(
+                    cluster.members().iter().map(|member| cluster.kill_tree(member)),
+                )
+                .await;
+                cluster.members().to_vec()
+            }
+        }
+    }
+
+    async fn pause(&self, member: String, time: Duration) -> Vec<String> {
+        self.cluster.pause(&member);
+        tokio::time::sleep(time).await;
+        self.cluster.go_on(&member);
+        vec![member]
+    }
+
+    /// The command service that publishes; while a lease is being taken over there is none for a moment.
+    async fn leader(&self) -> Option<String> {
+        let end = Instant::now() + LEADER_WITHIN;
+        loop {
+            let leader = self.look_for_leader().await;
+            if leader.is_some() || Instant::now() > end {
+                return leader;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn look_for_leader(&self) -> Option<String> {
+        for member in self.cluster.like("command-") {
+            let Ok(port) = self.cluster.port(&member) else { continue };
+            let answered = async {
+                self.http.get(format!("http://127.0.0.1:{port}/metrics")).send().await?.text().await
+            };
+            if answered.await.is_ok_and(|text| text.lines().any(|line| line == "tidemark_publisher_leads 1"))
+            {
+                return Some(member);
+            }
+        }
+        None
+    }
+
+    /// When all of these are ready and, if it stood in their way, a command that was sent after that was done. `None`:
+    /// not in time.
+    async fn is_back(&self, members: &[String], writes: bool, within: Duration) -> Option<Duration> {
+        let end = Instant::now() + within;
+        for member in members {
+            while !self.ready(member).await {
+                if Instant::now() > end {
+                    return None;
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        }
+        let ready = self.began.elapsed();
+        while writes && self.stage.wrote() < ready {
+            if Instant::now() > end {
+                return None;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Some(self.began.elapsed())
+    }
+
+    /// Whether a member can do its work, as far as can be seen from outside.
+    pub(crate) async fn ready(&self, member: &str) -> bool {
+        if self.cluster.process(member).is_none() {
+            return false;
+        }
+        let Ok(port) = self.cluster.port(member) else { return false };
+        let asked = async {
+            match member {
+                "nginx" => true,
+                "pgbouncer" | "redis" | "kafka" => TcpStream::connect(("127.0.0.1", port)).await.is_ok(),
+                _ if member.starts_with("postgres-") => log::connect(port, "postgres").await.is_ok(),
+                _ => {
+                    let asked = self.http.get(format!("http://127.0.0.1:{port}/readyz")).send().await;
+                    asked.is_ok_and(|response| response.status().is_success())
+                }
+            }
+        };
+        tokio::time::timeout(ASK_WITHIN, asked).await.unwrap_or(false)
+    }
+}
+
+/// Which fault a wait of a client is due to: of those that were under way the one that began last, and first of all one
+/// that stood in its way.
+pub(crate) fn cause(struck: &[Struck], from: Duration, to: Duration, writes: bool) -> Option<&Struck> {
+    struck
+        .iter()
+        .filter(|fault| fault.from <= to && fault.over >= from)
+        .max_by_key(|fault| (fault.on_the_way_of_writes == writes, fault.from))
+}
+
+/// How often each fault has struck.
+pub(crate) fn counted(struck: &[Struck]) -> BTreeMap<&str, usize> {
+    let mut counts = BTreeMap::new();
+    for fault in struck {
+        *counts.entry(fault.name.as_str()).or_default() += 1;
+    }
+    counts
+}

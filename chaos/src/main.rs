@@ -1,0 +1,163 @@
+//! Tidemark's chaos run: a cluster of real components, clients that keep it busy, faults that strike every part of it,
+//! and a checker that knows nothing of the services' code and looks at what is left.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`cluster`] | starts, kills, pauses and watches over the members |
+//! | [`drive`] | clients that order and read, measure, and follow the log |
+//! | [`faults`], [`proxy`] | what is broken, and links that break |
+//! | [`history`] | what each client asked and was answered |
+//! | [`log`], [`fold`] | the log, and what it adds up to, written a second time |
+//! | [`check`] | what must hold |
+//! | [`run`], [`report`] | the order of a run, and what it came to |
+//! | [`planted`] | whether bugs that are planted on purpose are found |
+
+mod access;
+mod check;
+mod cluster;
+mod drive;
+mod error;
+mod faults;
+mod fold;
+mod history;
+mod log;
+mod planted;
+mod proxy;
+mod report;
+mod run;
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use error::ChaosError;
+use report::Least;
+use run::Options;
+
+/// Acknowledged commands that a minute must bring, and faults that any run must have.
+const LEAST_COMMANDS_A_MINUTE: u64 = 20_000;
+const LEAST_FAULTS: usize = 40;
+
+/// From this length on Kafka and Redis are gone for a whole minute.
+const WHOLE: u64 = 170;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "tidemark-chaos",
+    about = "Kills every part of a cluster under load, and checks what is left"
+)]
+struct Arguments {
+    /// How long faults strike
+    #[arg(long, default_value_t = 180)]
+    seconds: u64,
+    /// Faults and choices follow from it; another one for each run if it is left out
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Clients that order
+    #[arg(long, default_value_t = 48)]
+    clients: usize,
+    /// Commands a second of all of them together, while nothing is broken
+    #[arg(long, default_value_t = 1_500.0)]
+    rate: f64,
+    /// Only faults whose names hold one of these, with commas between
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Finds the bugs that are planted in a test build of the services, one after the other; with names only these
+    #[arg(long, value_delimiter = ',', num_args = 0.., value_name = "NAME")]
+    planted: Option<Vec<String>>,
+    /// The program of the services, instead of the one built beside this
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
+    /// How many times longer than its bound an outage may be: more than once on a machine that others use, too
+    #[arg(long, default_value_t = 1)]
+    patience: u32,
+    /// Keeps the cluster's directory also when all is well
+    #[arg(long)]
+    keep: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = EnvFilter::try_from_env("TIDEMARK_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
+    let done = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(ChaosError::io("starting the runtime"))
+        .and_then(|runtime| runtime.block_on(whole(arguments)));
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Makes the run and prints what it came to; whether it passed.
+async fn whole(arguments: Arguments) -> Result<bool, ChaosError> {
+    let stopped = CancellationToken::new();
+    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+        let mut signal = signal(kind).map_err(ChaosError::io("listening to signals"))?;
+        let stopped = stopped.clone();
+        tokio::spawn(async move {
+            signal.recv().await;
+            stopped.cancel();
+        });
+    }
+    let whole = arguments.only.is_empty();
+    let options = Options {
+        seed: arguments.seed.unwrap_or_else(|| fastrand::u64(1..1_000_000)),
+        time: Duration::from_secs(arguments.seconds),
+        shoppers: arguments.clients,
+        rate: arguments.rate,
+        gone_for: Duration::from_secs(if arguments.seconds >= WHOLE { 60 } else { arguments.seconds / 8 }),
+        only: arguments.only,
+        script: PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/cluster")),
+        program: arguments.program.map_or_else(beside, Ok)?,
+        environment: Vec::new(),
+        least: Least {
+            commands: if whole { LEAST_COMMANDS_A_MINUTE * arguments.seconds / 60 } else { 1 },
+            faults: if whole { LEAST_FAULTS } else { 1 },
+            bounds: whole,
+            patience: arguments.patience,
+        },
+        to_the_first: false,
+    };
+    if let Some(names) = arguments.planted {
+        return planted::find_all(&options, &names, &stopped).await;
+    }
+    let done = run::run(&options, &stopped).await?;
+    done.report.print();
+    let passed = done.report.failures().is_empty();
+    if arguments.keep || !passed {
+        let kept = done.dir.keep();
+        tracing::info!(dir = %kept.display(), "the cluster's directory is kept");
+    }
+    Ok(passed)
+}
+
+/// The service's program, built into the same directory.
+fn beside() -> Result<PathBuf, ChaosError> {
+    let own = std::env::current_exe().map_err(ChaosError::io("looking for this program"))?;
+    let program = own.with_file_name("tidemark");
+    if program.exists() {
+        return Ok(program);
+    }
+    Err(ChaosError::Wrong(format!(
+        "{} is not there: build it with cargo build -p tidemark",
+        program.display()
+    )))
+}
