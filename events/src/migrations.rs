@@ -65,6 +65,7 @@ pub enum SchemaError {
         /// The schema.
         schema: &'static str,
         /// Why.
+        #[source]
         error: MigrateError,
     },
     /// The database did not answer, or refused.

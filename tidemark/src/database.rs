@@ -190,14 +190,16 @@ mod tests {
     use super::*;
     use sqlx::migrate::MigrateError;
     use tidemark_events::log::LogError;
+    use tidemark_events::migrations::SchemaError;
 
     #[test]
     fn a_database_that_went_away_is_told_from_one_that_refuses() {
         let lost = || sqlx::Error::Io(std::io::ErrorKind::ConnectionReset.into());
         assert!(is_away(&Failure::Database(lost())));
         assert!(is_away(&Failure::Log(LogError::Database(lost()))));
-        assert!(is_away(&Failure::Log(LogError::Migrate(MigrateError::Execute(lost())))));
-        assert!(!is_away(&Failure::Log(LogError::Migrate(MigrateError::VersionMissing(7)))));
+        let failed = |error| Failure::Schema(SchemaError::Failed { schema: "log", error });
+        assert!(is_away(&failed(MigrateError::Execute(lost()))));
+        assert!(!is_away(&failed(MigrateError::VersionMissing(7))));
         assert!(!is_away(&Failure::Configuration("wrong".to_owned())));
     }
 }
