@@ -20,6 +20,9 @@ pub(crate) enum ChaosError {
     /// Kafka did not answer.
     #[error("reading the topic: {0}")]
     Kafka(#[from] rdkafka::error::KafkaError),
+    /// Redis did not answer.
+    #[error("reading Redis: {0}")]
+    Redis(#[from] redis::RedisError),
     /// Files, sockets, processes.
     #[error("{0}: {1}")]
     Io(String, std::io::Error),

@@ -170,6 +170,9 @@ async fn judge(
         return Ok(());
     }
     checks.push(check::served::bodies(cluster, signer, &fold, options.seed, (epoch, head)).await?);
+    if cluster.has("redis") {
+        checks.push(check::tier::bodies(cluster.port("redis")?, &fold).await?);
+    }
     Ok(())
 }
 

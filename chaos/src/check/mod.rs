@@ -6,6 +6,7 @@ pub(crate) mod log;
 pub(crate) mod reads;
 pub(crate) mod served;
 pub(crate) mod stock;
+pub(crate) mod tier;
 pub(crate) mod topic;
 pub(crate) mod views;
 
