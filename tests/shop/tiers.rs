@@ -138,7 +138,8 @@ async fn bodies_from_redis_are_never_old_whatever_happens_to_redis() {
                 let asked_at = Instant::now();
                 let answer = after(query, &product, &position).await;
                 assert_eq!(answer.body["available"], units, "{}", answer.text);
-                assert!(asked_at.elapsed() < Duration::from_secs(5), "{:?}", asked_at.elapsed());
+                // At the worst a process that was paused holds the views until it is cut off, after three seconds.
+                assert!(asked_at.elapsed() < Duration::from_secs(10), "{:?}", asked_at.elapsed());
             }
         }
     };
