@@ -389,3 +389,43 @@ async fn while_the_primary_of_the_views_is_away_a_replica_answers() {
     assert_eq!(after(&query, &product, &position).await.body["available"], 5);
     drop(logs);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_projector_that_stops_in_the_middle_of_a_transaction_holds_nobody_up_for_long() {
+    let postgres = Postgres::shared().await;
+    let (log, views) = (postgres.database().await, postgres.database().await);
+    let command = Shop::part("command", &log, &[]).await;
+    let settings = [("TIDEMARK_VIEWS_URL", views.as_str()), ("TIDEMARK_PROJECTIONS", "stock")];
+    let first = Shop::part("projector", &log, &settings).await;
+    let product = command.product("S", 1).await;
+    let pool = PgPoolOptions::new().max_connections(2).connect(&views).await.unwrap();
+    let units = async || {
+        let units: Option<i64> =
+            sqlx::query_scalar("SELECT available FROM views.stock_1").fetch_optional(&pool).await.ok()?;
+        units
+    };
+    until("the view shows one unit", async || (units().await? == 1).then_some(())).await;
+    // Its transaction waits for the number of the newest change; then it stops, and then it gets the number.
+    let mut holding = pool.begin().await.unwrap();
+    sqlx::query("SELECT number FROM views.head FOR UPDATE").fetch_one(&mut *holding).await.unwrap();
+    let receipts = format!("/v1/products/{product}/stock-receipts");
+    assert_eq!(command.post(&receipts, json!({ "quantity": 1 })).await.status, 201);
+    until("the projector waits", async || {
+        let waits: bool = sqlx::query_scalar(
+            "SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = 'tidemark projector' \
+             AND datname = current_database() AND wait_event_type = 'Lock'",
+        )
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+        waits.then_some(())
+    })
+    .await;
+    kill_process(Pid::from_raw(first.pid()).unwrap(), Signal::STOP).unwrap();
+    holding.commit().await.unwrap();
+    let _second = Shop::part("projector", &log, &settings).await;
+    let since = Instant::now();
+    until("another goes on", async || (units().await? == 2).then_some(())).await;
+    assert!(since.elapsed() < Duration::from_secs(15), "{:?}", since.elapsed());
+    kill_process(Pid::from_raw(first.pid()).unwrap(), Signal::CONT).unwrap();
+}
