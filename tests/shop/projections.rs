@@ -14,6 +14,7 @@ use tidemark_events::{Metadata, RecordedEvent};
 use tidemark_projector::supervisor::ensure_live;
 use tidemark_projector::worker::{Chunk, ReadTo, Target, Worker, connect, partitions_of};
 use tidemark_projector::{ProjectorError, all, find};
+use tidemark_views::feed;
 use uuid::Uuid;
 
 use crate::harness::Postgres;
@@ -295,4 +296,38 @@ async fn what_cannot_be_applied_is_parked_with_its_key_and_the_rest_goes_on() {
         .unwrap();
     assert!(changed.concat().contains(&ORDER), "readers are told");
     assert_eq!(missing.position, 2);
+}
+
+#[tokio::test]
+async fn two_who_move_their_partitions_at_once_tell_that_all_have_moved() {
+    let views = Views::new().await;
+    let moved = async |partitions: std::ops::Range<i16>| {
+        let mut transaction = views.pool.begin().await.unwrap();
+        sqlx::query(
+            "UPDATE views.checkpoints SET position = 9 WHERE name = 'stock' AND partition >= $1 AND partition < $2",
+        )
+        .bind(partitions.start)
+        .bind(partitions.end)
+        .execute(&mut *transaction)
+        .await
+        .unwrap();
+        transaction
+    };
+    let (mut one, mut other) = (moved(0..4).await, moved(4..8).await);
+    feed::write(&mut one, "stock", 1, feed::Kind::Rows, &[]).await.unwrap();
+    let waiting = tokio::spawn(async move {
+        let number = feed::write(&mut other, "stock", 1, feed::Kind::Rows, &[]).await.unwrap();
+        other.commit().await.unwrap();
+        number
+    });
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    assert!(!waiting.is_finished(), "it waits for its number");
+    one.commit().await.unwrap();
+    let number = waiting.await.unwrap();
+    let position: i64 = sqlx::query_scalar("SELECT position FROM views.changes WHERE number = $1")
+        .bind(number)
+        .fetch_one(&views.pool)
+        .await
+        .unwrap();
+    assert_eq!(position, 9);
 }

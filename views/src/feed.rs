@@ -117,13 +117,16 @@ pub async fn write(
     kind: Kind,
     keys: &[Uuid],
 ) -> Result<i64, ViewError> {
-    let row = sqlx::query(
-        "WITH next AS (UPDATE views.head SET number = number + 1 RETURNING number), \
-         change AS (INSERT INTO views.changes (number, name, instance, kind, keys, epoch, position) \
-           SELECT number, $1, $2, $3, $4, \
-             (SELECT max(epoch) FROM views.checkpoints WHERE name = $1 AND instance = $2), \
-             (SELECT min(position) FROM views.checkpoints WHERE name = $1 AND instance = $2) FROM next) \
-         SELECT number, pg_notify($5, number::text) FROM next",
+    let number: i64 = sqlx::query_scalar("UPDATE views.head SET number = number + 1 RETURNING number")
+        .fetch_one(&mut *connection)
+        .await?;
+    // A statement of its own, which sees what was committed while the number was waited for: of two projectors that
+    // each move some partitions at the same time, the second one says that all of them have moved.
+    sqlx::query(
+        "WITH change AS (INSERT INTO views.changes (number, name, instance, kind, keys, epoch, position) \
+           SELECT $6, $1, $2, $3, $4, max(epoch), min(position) \
+           FROM views.checkpoints WHERE name = $1 AND instance = $2) \
+         SELECT pg_notify($5, $6::text)",
     )
     .bind(name)
     .bind(instance)
@@ -133,9 +136,10 @@ pub async fn write(
     })
     .bind(keys)
     .bind(CHANNEL)
-    .fetch_one(connection)
+    .bind(number)
+    .execute(connection)
     .await?;
-    Ok(row.try_get(0)?)
+    Ok(number)
 }
 
 /// Deletes changes that are older than [`KEPT`] numbers.
