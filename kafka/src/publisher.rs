@@ -146,7 +146,6 @@ async fn publish(log: &Log, config: &KafkaConfig, stop: &CancellationToken) -> R
             let pause = begun_at.map_or(Duration::ZERO, |at| PACE.saturating_sub(at.elapsed()));
             if !pause.is_zero() && head.position - position < Position::from(AT_ONCE) {
                 tokio::time::sleep(pause).await;
-                begun_at = None;
                 continue;
             }
             begun_at = Some(Instant::now());

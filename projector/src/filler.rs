@@ -11,8 +11,8 @@ use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 use tidemark_events::log::{Lease, Log};
 use tidemark_views::body::{self, Kind, Tables};
-use tidemark_views::feed::{self, Change};
-use tidemark_views::instance::{self, State};
+use tidemark_views::feed::{self, Change, End};
+use tidemark_views::instance::State;
 use tidemark_views::tier::{Connection, Generation, Tier, TierError};
 use tidemark_views::{ORDERS, PRODUCTS, STOCK, ViewError};
 use tokio::task::JoinHandle;
@@ -136,7 +136,7 @@ struct Turn {
 impl Turn {
     /// Goes on where the tier stands, if that is of this life of the server, else begins another generation.
     async fn begin(mut redis: Connection, views: &mut PgConnection) -> Result<Self, Ended> {
-        let (tables, end) = (live(views).await?, feed::end(views).await?);
+        let (tables, end) = live(views).await?;
         let incarnation = end.incarnation.ok_or(TierError::Moved)?;
         let (generation, at) = match redis.standing().await? {
             Some(standing) if standing.incarnation == incarnation && standing.at <= end.number => {
@@ -149,8 +149,8 @@ impl Turn {
 
     /// Begins another generation at the newest change.
     async fn begin_anew(&mut self, views: &mut PgConnection) -> Result<(), Ended> {
-        self.tables = live(views).await?;
-        let end = feed::end(views).await?;
+        let (tables, end) = live(views).await?;
+        self.tables = tables;
         self.incarnation = end.incarnation.ok_or(TierError::Moved)?;
         self.generation = self.redis.begin(self.incarnation, end.number).await?;
         self.at = end.number;
@@ -174,7 +174,7 @@ impl Turn {
         };
         let is_gapless = first.number == self.at + 1;
         // The first instances come without a switch.
-        let is_first = !self.tables.are_there() && live(views).await? != self.tables;
+        let is_first = !self.tables.are_there() && live(views).await?.0 != self.tables;
         if !is_gapless || is_first || changes.iter().any(|change| change.kind == feed::Kind::Switch) {
             // Changes were missed, or readers go to other tables: no body is known to be good.
             self.begin_anew(views).await?;
@@ -238,12 +238,13 @@ impl Turn {
     }
 }
 
-/// The live tables; 0 where there is none yet.
-async fn live(views: &mut PgConnection) -> Result<Tables, ViewError> {
-    let instances = instance::all(views).await?;
+/// The live tables, 0 where there is none yet, and the newest change that could have made them so: a later switch is
+/// among the changes behind it.
+async fn live(views: &mut PgConnection) -> Result<(Tables, End), ViewError> {
+    let (instances, end) = feed::standing(views).await?;
     let of = |name: &str| {
         let live = instances.iter().find(|each| each.name == name && each.state == State::Live);
         live.map_or(0, |live| live.instance)
     };
-    Ok(Tables { products: of(PRODUCTS), stock: of(STOCK), orders: of(ORDERS) })
+    Ok((Tables { products: of(PRODUCTS), stock: of(STOCK), orders: of(ORDERS) }, end))
 }

@@ -11,7 +11,7 @@ use tidemark_events::{Epoch, Position};
 use tidemark_http::problem::{self, Problem};
 use tidemark_views::ViewError;
 use tidemark_views::feed::{self, Change, End, Kind};
-use tidemark_views::instance::{self, Instance, State};
+use tidemark_views::instance::{Instance, State};
 use tidemark_views::tier::{Entry, TierError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -140,13 +140,15 @@ impl Standing {
         });
     }
 
-    /// The views stand where these instances do.
+    /// The views stand where these instances do, or further: a change may have been taken in since they were read.
     fn stand(&self, instances: &[Instance]) {
         self.views.send_modify(|views| {
             for live in instances.iter().filter(|instance| instance.state == State::Live) {
-                if let Some(view) = View::of(&live.name) {
-                    views[view as usize] =
-                        Stands { instance: live.instance, epoch: live.epoch, position: live.position };
+                let Some(view) = View::of(&live.name) else { continue };
+                let stands = &mut views[view as usize];
+                let further = (live.epoch, live.position) > (stands.epoch, stands.position);
+                if stands.instance != live.instance || further {
+                    *stands = Stands { instance: live.instance, epoch: live.epoch, position: live.position };
                 }
             }
         });
@@ -364,26 +366,26 @@ impl Follower<'_> {
 
     /// Begins on a new connection: where it was left, if it is in the same life of the server, else anew.
     async fn begin(&mut self, connection: &mut PgConnection) -> Result<(), ViewError> {
-        // Before the end is: nobody may be told that the views stand where a change has put them that is not known.
-        let instances = instance::all(connection).await?;
-        let end = feed::end(connection).await?;
+        let (instances, end) = feed::standing(connection).await?;
         if self.known.is_some_and(|known| is_same_life(known, end)) {
             while !self.advance(connection).await? {}
+            self.standing().stand(&instances);
         } else {
-            self.begin_anew(end);
+            self.begin_anew(&instances, end);
         }
-        self.standing().stand(&instances);
         Ok(())
     }
 
     /// Begins at the newest change: everything in memory is of another history.
-    fn begin_anew(&mut self, end: End) {
+    fn begin_anew(&mut self, instances: &[Instance], end: End) {
         if let Some(shelf) = &self.state.0.shelf {
             shelf.use_session(None);
         }
+        self.standing().lose();
         self.state.0.cache.begin_anew(end.number);
         self.standing().seen.store(end.number, Ordering::Release);
         self.known = Some(end);
+        self.standing().stand(instances);
     }
 
     /// Takes in what has changed; `true` when nothing is left. The connection is one that has begun.
@@ -396,12 +398,11 @@ impl Follower<'_> {
             }
             let end = feed::end(connection).await?;
             match &mut self.known {
-                // A number below the one known: the views were restored to an earlier state.
                 Some(known) if end.number >= known.number => known.incarnation = end.incarnation,
+                // A number below the one known: the views were restored to an earlier state.
                 _ => {
-                    let instances = instance::all(connection).await?;
-                    self.begin_anew(feed::end(connection).await?);
-                    self.standing().stand(&instances);
+                    let (instances, end) = feed::standing(connection).await?;
+                    self.begin_anew(&instances, end);
                 }
             }
             return Ok(true);
@@ -417,8 +418,7 @@ impl Follower<'_> {
 
     /// Goes on at the newest change: numbers were missed, or readers go to other tables. Nothing read before counts.
     async fn leap(&mut self, connection: &mut PgConnection) -> Result<(), ViewError> {
-        let instances = instance::all(connection).await?;
-        let end = feed::end(connection).await?;
+        let (instances, end) = feed::standing(connection).await?;
         self.state.0.cache.drop_before(end.number);
         self.standing().seen.store(end.number, Ordering::Release);
         self.known = Some(end);
@@ -445,4 +445,40 @@ impl Follower<'_> {
 /// Whether numbers of both mean the same changes. Without an id nothing is known.
 fn is_same_life(known: End, end: End) -> bool {
     known.incarnation.is_some() && known.incarnation == end.incarnation && end.number >= known.number
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stock(instance: i32, epoch: Epoch, position: Position) -> Instance {
+        let name = tidemark_views::STOCK.to_owned();
+        Instance { name, instance, fold_version: 1, state: State::Live, epoch, position }
+    }
+
+    #[test]
+    fn what_was_read_before_a_change_does_not_take_it_back() {
+        let standing = Standing::default();
+        let at = || (standing.of(View::Stock).instance, standing.of(View::Stock).position);
+        standing.stand(&[stock(1, 1, 5)]);
+        let change = Change {
+            number: 7,
+            name: tidemark_views::STOCK.to_owned(),
+            instance: 1,
+            kind: Kind::Rows,
+            epoch: 1,
+            position: 9,
+            keys: Vec::new(),
+        };
+        standing.moved(&[change]);
+        standing.stand(&[stock(1, 1, 5)]);
+        assert_eq!(at(), (1, 9));
+        // Another instance is read from where it stands, whatever the one before had come to.
+        standing.stand(&[stock(2, 1, 8)]);
+        assert_eq!(at(), (2, 8));
+        // And in another history nothing of this one counts.
+        standing.lose();
+        standing.stand(&[stock(2, 1, 3)]);
+        assert_eq!(at(), (2, 3));
+    }
 }

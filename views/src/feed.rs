@@ -1,11 +1,12 @@
 //! The numbered stream of changes: what caches follow.
 
 use serde::{Deserialize, Serialize};
-use sqlx::{PgConnection, Row};
+use sqlx::{Connection, PgConnection, Row};
 use tidemark_events::{Epoch, Position};
 use uuid::Uuid;
 
 use crate::ViewError;
+use crate::instance::{self, Instance};
 
 /// The channel that changes notify, with the number as payload.
 pub const CHANNEL: &str = "tidemark_views";
@@ -64,6 +65,19 @@ pub async fn end(connection: &mut PgConnection) -> Result<End, ViewError> {
         .fetch_one(connection)
         .await?;
     Ok(End { number: row.try_get(0)?, incarnation: row.try_get(1)? })
+}
+
+/// Where all instances stand and where the stream ends, both in one snapshot: a change moves an instance and takes its
+/// number in one transaction, so neither is ahead of the other.
+///
+/// # Errors
+/// [`ViewError::Database`].
+pub async fn standing(connection: &mut PgConnection) -> Result<(Vec<Instance>, End), ViewError> {
+    let mut transaction = connection.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    let instances = instance::all(&mut transaction).await?;
+    let end = end(&mut transaction).await?;
+    transaction.commit().await?;
+    Ok((instances, end))
 }
 
 /// Sees to it that this life of the server has an id.
