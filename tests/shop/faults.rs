@@ -295,6 +295,42 @@ async fn a_command_that_the_log_refuses_fails_alone() {
     audit(&pool).await;
 }
 
+/// As a full disk does.
+#[tokio::test]
+async fn a_log_without_room_blames_nobody_and_takes_commands_when_it_has_some() {
+    let shop = Shop::open().await;
+    let other = Shop::on(&shop.url).await;
+    let product = shop.product("FULL", 10).await;
+    // So that the first one finds the log further than it left it, and takes the lock.
+    other.product("ELSE", 1).await;
+    let pool = shop.pool().await;
+    pool.execute(
+        "CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS \
+         $$ BEGIN RAISE EXCEPTION 'no space left on device' USING ERRCODE = 'disk_full'; END $$",
+    )
+    .await
+    .unwrap();
+    pool.execute(
+        "CREATE TRIGGER no_room BEFORE INSERT ON log.events FOR EACH ROW EXECUTE FUNCTION no_room()",
+    )
+    .await
+    .unwrap();
+    let orders = (0..8).map(|n| {
+        let (shop, product) = (&shop, &product);
+        async move { shop.order(product, 1, &format!("full-{n}")).await.unwrap() }
+    });
+    for answer in futures_util::future::join_all(orders).await {
+        assert_eq!((answer.status, answer.problem()), (503, "unavailable"), "{}", answer.text);
+        assert!(!answer.header("retry-after").is_empty());
+    }
+    pool.execute("DROP TRIGGER no_room ON log.events").await.unwrap();
+    for n in 0..8 {
+        assert_eq!(shop.order(&product, 1, &format!("full-{n}")).await.unwrap().status, 201);
+    }
+    shop.caught_up().await;
+    audit(&pool).await;
+}
+
 #[tokio::test]
 async fn what_waits_is_bounded_and_the_rest_is_told_at_once() {
     let postgres = Postgres::shared().await;

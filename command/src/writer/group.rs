@@ -284,6 +284,12 @@ impl Loop {
                         return None;
                     }
                 }
+                Trouble::Refused(error) if error.is_shortage() => {
+                    self.forget_touched();
+                    tracing::warn!(%error, commands = group.len(), "the log's database has no room, commands are refused");
+                    refuse(group, &CommandError::Unavailable);
+                    return None;
+                }
                 Trouble::Refused(error) => {
                     self.forget_touched();
                     if matches!(error, LogError::Versions) {

@@ -85,6 +85,19 @@ pub enum LogError {
     },
 }
 
+impl LogError {
+    /// Whether the database lacks something that it may have again, such as room on its disk: nobody's command is to
+    /// blame.
+    #[must_use]
+    pub fn is_shortage(&self) -> bool {
+        // Insufficient resources, and errors of the system below (SQLSTATE).
+        const CLASSES: [&str; 2] = ["53", "58"];
+        let Self::Database(error) = self else { return false };
+        let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+        code.is_some_and(|code| CLASSES.iter().any(|class| code.starts_with(class)))
+    }
+}
+
 /// Where the log stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Head {
