@@ -219,7 +219,18 @@ fn the_services_are_told_what_those_of_the_local_cluster_are_told() {
             let value = value.as_str().unwrap();
             match variable.as_str() {
                 "TIDEMARK_LISTEN" => assert!(value.ends_with(&format!(":{}", texts(&service["expose"])[0]))),
-                "TIDEMARK_TOKEN_SECRET" => assert!(value.starts_with("${TIDEMARK_TOKEN_SECRET:?"), "{value}"),
+                secret @ ("TIDEMARK_TOKEN_SECRET" | "TIDEMARK_MASTER_KEY") => {
+                    assert!(value.starts_with(&format!("${{{secret}:?")), "{value}");
+                }
+                "TIDEMARK_MAIL_DIR" => assert!(value.starts_with("/tmp/"), "{value}"),
+                "TIDEMARK_PUBLIC_URL" => {
+                    let port = value.rsplit(':').next().unwrap();
+                    let published = texts(&compose["services"]["nginx"]["ports"]);
+                    assert!(
+                        published.iter().any(|mapping| mapping.contains(&format!(":{port}:"))),
+                        "{value}"
+                    );
+                }
                 _ => reaches(&compose, name, variable, value),
             }
         }

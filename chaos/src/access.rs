@@ -40,6 +40,7 @@ impl Actor {
 #[derive(Serialize)]
 struct Claims {
     iss: &'static str,
+    aud: &'static str,
     sub: Uuid,
     role: &'static str,
     iat: u64,
@@ -64,12 +65,14 @@ impl Signer {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let claims = Claims {
             iss: "tidemark",
+            aud: "tidemark",
             sub: actor.subject,
             role: actor.role,
             iat: now,
             exp: now + HOLDS_SECONDS,
         };
-        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.0)
+        let header = Header { typ: Some("at+jwt".to_owned()), ..Header::new(Algorithm::HS256) };
+        jsonwebtoken::encode(&header, &claims, &self.0)
             .map(|token| format!("Bearer {token}"))
             .map_err(|error| ChaosError::Wrong(format!("a token cannot be signed: {error}")))
     }

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::decision::{Decision, Rejection};
 use crate::shop::{Shop, States};
-use crate::{order, product, stock};
+use crate::{account, order, product, stock};
 
 /// The id of something to be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +52,8 @@ pub enum Command {
     ShipOrder(order::ShipOrder),
     /// See [`order::DeliverOrder`].
     DeliverOrder(order::DeliverOrder),
+    /// See [`account::AccountCommand`].
+    Account(account::AccountCommand),
 }
 
 impl Command {
@@ -70,6 +72,7 @@ impl Command {
             Self::CancelOrder(command) => command.order_id,
             Self::ShipOrder(command) => command.order_id,
             Self::DeliverOrder(command) => command.order_id,
+            Self::Account(command) => command.stream(),
         }
     }
 
@@ -90,6 +93,7 @@ impl Command {
             Self::CancelOrder(command) => order::cancel(command, shop, now),
             Self::ShipOrder(command) => order::ship(command, shop, now),
             Self::DeliverOrder(command) => order::deliver(command, shop, now),
+            Self::Account(command) => command.decide(shop, now),
         }
     }
 }

@@ -34,6 +34,21 @@ impl Happened {
     pub fn to_sku(sku: &str, product_id: Uuid, fact: impl Into<Fact>) -> Self {
         Self { stream_id: stream::claim_of_sku(sku), partition_key: product_id, fact: fact.into() }
     }
+
+    /// Something happened to an account.
+    pub fn to_account(account_id: Uuid, fact: impl Into<Fact>) -> Self {
+        Self { stream_id: account_id, partition_key: account_id, fact: fact.into() }
+    }
+
+    /// Something happened to a session of an account.
+    pub fn to_session(session_id: Uuid, account_id: Uuid, fact: impl Into<Fact>) -> Self {
+        Self { stream_id: session_id, partition_key: account_id, fact: fact.into() }
+    }
+
+    /// Something happened to the claim on an e-mail address, about an account.
+    pub fn to_email(claim: Uuid, account_id: Uuid, fact: impl Into<Fact>) -> Self {
+        Self { stream_id: claim, partition_key: account_id, fact: fact.into() }
+    }
 }
 
 /// What is to be written, and what its answer says.
@@ -57,7 +72,7 @@ pub enum Rejection {
     /// The subject does not exist, or is not the asker's.
     #[error("there is no {kind} {id}")]
     NotFound {
-        /// `product` or `order`.
+        /// `product`, `order`, `account` …
         kind: &'static str,
         /// The id asked for.
         id: Uuid,
@@ -79,7 +94,7 @@ pub enum Rejection {
     /// The subject's state forbids it.
     #[error("the {kind} is {status}: {reason}")]
     State {
-        /// `product` or `order`.
+        /// `product`, `order`, `account` …
         kind: &'static str,
         /// How it stands.
         status: &'static str,
@@ -139,6 +154,18 @@ pub enum Rejection {
         wanted: i64,
         /// Units there are.
         available: i64,
+    },
+    /// What was mailed cannot be used any more.
+    #[error("the link is void: it was used, it has expired, or a newer one was sent")]
+    LinkVoid,
+    /// What was shown at log-in is not, or no longer, what the account asks for.
+    #[error("the e-mail address or the password is wrong")]
+    LoginRefused,
+    /// The address book is full.
+    #[error("an account has at most {most} addresses")]
+    TooManyAddresses {
+        /// The most there may be.
+        most: usize,
     },
     /// A correction would leave fewer units than are reserved.
     #[error("only {available} units are available, {delta} cannot be taken")]

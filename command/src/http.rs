@@ -12,8 +12,9 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use uuid::Uuid;
 
+use crate::account::Accounts;
 use crate::writer::{Accepted, Answer, CommandError, IdempotencyScope, Render, Rendered, Request, Writer};
-use crate::{Command, Rejection, order, product, stock};
+use crate::{Command, Rejection, account, order, product, stock};
 
 /// What the routes work with.
 #[derive(Debug, Clone)]
@@ -22,6 +23,8 @@ pub struct CommandState {
     pub writer: Writer,
     /// Reads the tokens.
     pub access: Access,
+    /// Accounts and what proves them.
+    pub accounts: Accounts,
 }
 
 impl axum::extract::FromRef<CommandState> for Access {
@@ -46,6 +49,7 @@ fn stateless() -> OpenApiRouter<CommandState> {
         .merge(product::http::routes())
         .merge(stock::http::routes())
         .merge(order::http::routes())
+        .merge(account::http::routes())
 }
 
 /// The answer to a command.
@@ -153,7 +157,7 @@ impl Call<'_> {
 }
 
 /// The time of a decision, to the microsecond, as the log keeps it.
-fn now() -> DateTime<Utc> {
+pub(crate) fn now() -> DateTime<Utc> {
     Utc::now().trunc_subsecs(6)
 }
 
@@ -244,6 +248,9 @@ pub(crate) fn rejection_problem(rejection: &Rejection) -> Problem {
         Rejection::AlreadyExists { .. } | Rejection::State { .. } => {
             Problem::new(&problem::STATE_CONFLICT, detail)
         }
+        Rejection::LinkVoid => Problem::new(&problem::LINK_VOID, detail),
+        Rejection::LoginRefused => Problem::new(&problem::LOGIN_REFUSED, detail),
+        Rejection::TooManyAddresses { .. } => Problem::new(&problem::STATE_CONFLICT, detail),
         Rejection::SkuTaken { .. } => about(&problem::SKU_TAKEN, "/sku".to_owned()),
         Rejection::UnknownProduct { line, .. } => {
             about(&problem::UNKNOWN_PRODUCT, format!("/lines/{line}/product_id"))

@@ -3,6 +3,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`product`], [`stock`], [`order`], [`sku`] | one context each: `decider` (pure) and `http` (routes) |
+//! | [`account`] | accounts and sessions, with their secrets and mails |
 //! | [`value`] | values that cannot be bad: SKU, name, quantity, price |
 //! | [`command`] | every command there is, and who decides it |
 //! | [`decision`] | what a decision yields: events, or a rejection |
@@ -12,6 +13,7 @@
 //!
 //! Deciders know no clock, no randomness and no I/O: time and new ids come with the command.
 
+pub mod account;
 pub mod command;
 pub mod decision;
 pub mod http;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use tidemark_events::{Fact, stream};
 use uuid::Uuid;
 
+use crate::account::{Account, EmailClaim, Session};
 use crate::order::Order;
 use crate::product::Product;
 use crate::sku::Claim;
@@ -23,6 +24,12 @@ pub enum Aggregate {
     Order(Order),
     /// The claim on a SKU.
     Claim(Claim),
+    /// An account.
+    Account(Account),
+    /// A session.
+    Session(Session),
+    /// The claim on an e-mail address.
+    Email(EmailClaim),
 }
 
 impl Aggregate {
@@ -34,6 +41,9 @@ impl Aggregate {
             stream::STOCK_CATEGORY => Some(Self::Stock(Stock::default())),
             stream::ORDER => Some(Self::Order(Order::default())),
             stream::SKU_CATEGORY => Some(Self::Claim(Claim::default())),
+            stream::ACCOUNT => Some(Self::Account(Account::default())),
+            stream::SESSION => Some(Self::Session(Session::default())),
+            stream::EMAIL_CATEGORY => Some(Self::Email(EmailClaim::default())),
             _ => None,
         }
     }
@@ -45,6 +55,9 @@ impl Aggregate {
             (Self::Stock(state), Fact::Stock(event)) => state.evolve(event),
             (Self::Order(state), Fact::Order(event)) => state.evolve(event),
             (Self::Claim(state), Fact::Sku(event)) => state.evolve(event),
+            (Self::Account(state), Fact::Account(event)) => state.evolve(event),
+            (Self::Session(state), Fact::Session(event)) => state.evolve(event),
+            (Self::Email(state), Fact::Email(event)) => state.evolve(event),
             _ => {}
         }
     }
@@ -65,7 +78,8 @@ impl Aggregate {
         match self {
             Self::Product(state) => state.sku.len(),
             Self::Order(state) => std::mem::size_of_val(state.lines.as_slice()),
-            Self::Stock(_) | Self::Claim(_) => 0,
+            Self::Account(state) => std::mem::size_of_val(state.addresses.as_slice()),
+            Self::Stock(_) | Self::Claim(_) | Self::Session(_) | Self::Email(_) => 0,
         }
     }
 }
@@ -162,6 +176,30 @@ impl<'a, S: States> Shop<'a, S> {
     pub fn owner_of(&self, sku: &str) -> Option<Uuid> {
         match self.state(stream::claim_of_sku(sku))? {
             Aggregate::Claim(claim) => claim.owner,
+            _ => None,
+        }
+    }
+
+    /// An account, if it exists.
+    pub fn account(&self, id: Uuid) -> Option<&'a Account> {
+        match self.state(id)? {
+            Aggregate::Account(account) => Some(account),
+            _ => None,
+        }
+    }
+
+    /// A session, if it exists.
+    pub fn session(&self, id: Uuid) -> Option<&'a Session> {
+        match self.state(id)? {
+            Aggregate::Session(session) => Some(session),
+            _ => None,
+        }
+    }
+
+    /// Who owns an e-mail address, by the stream of the claim on it.
+    pub fn owner_of_email(&self, claim: Uuid) -> Option<Uuid> {
+        match self.state(claim)? {
+            Aggregate::Email(claim) => claim.owner,
             _ => None,
         }
     }

@@ -12,6 +12,13 @@ use utoipa::ToSchema;
 #[error("{0}")]
 pub struct InvalidValue(String);
 
+impl InvalidValue {
+    /// Says what it must be.
+    pub(crate) fn new(what: impl Into<String>) -> Self {
+        Self(what.into())
+    }
+}
+
 /// Trims, normalises to NFC, and bounds a text; control characters (NUL among them) are refused.
 fn text(raw: &str, most: usize) -> Result<String, InvalidValue> {
     let normal: String = raw.trim().nfc().collect();
@@ -63,6 +70,12 @@ texts! {
     Description, 5000;
     /// A part of the shop, 1 to 100 characters.
     Department, 100;
+    /// What somebody wants to be called, 1 to 200 characters.
+    PersonName, 200;
+    /// A line of an address, 1 to 200 characters.
+    AddressLine, 200;
+    /// A postal code, 1 to 20 characters.
+    PostalCode, 20;
     /// Why something was done, 1 to 500 characters.
     Reason, 500;
 }

@@ -3,7 +3,14 @@
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::account::{
+    AccountDeactivated, AccountErased, AccountRegistered, AccountReinstated, AddressAdded, AddressRemoved,
+    AddressRevised, EmailClaimed, EmailReleased, EmailVerified, LoginFailed, PasswordChanged,
+    PasswordResetRequested, ProfileUpdated, RegistrationRepeated, RoleGranted, SecondFactorDisabled,
+    SecondFactorEnabled, SessionEnded, SessionStarted, VerificationRequested,
+};
 use crate::order::{OrderCancelled, OrderDelivered, OrderPlaced, OrderShipped};
+use crate::personal::Personal;
 use crate::product::{PriceChanged, ProductCreated, ProductPublished, ProductRetired, ProductRevised};
 use crate::sku::{SkuClaimed, SkuReleased};
 use crate::stock::{StockAdjusted, StockReceived, StockReleased, StockReserved, StockShipped};
@@ -186,6 +193,21 @@ facts! {
     Sku(SkuEvent) in stream::SKU_CATEGORY {
         SkuClaimed @ 1, SkuReleased @ 1,
     }
+    /// What can happen to an account.
+    Account(AccountEvent) in stream::ACCOUNT {
+        AccountRegistered @ 1, VerificationRequested @ 1, RegistrationRepeated @ 1, EmailVerified @ 1,
+        PasswordResetRequested @ 1, PasswordChanged @ 1, ProfileUpdated @ 1, AddressAdded @ 1, AddressRevised @ 1,
+        AddressRemoved @ 1, RoleGranted @ 1, SecondFactorEnabled @ 1, SecondFactorDisabled @ 1, LoginFailed @ 1,
+        AccountDeactivated @ 1, AccountReinstated @ 1, AccountErased @ 1,
+    }
+    /// What can happen to a session.
+    Session(SessionEvent) in stream::SESSION {
+        SessionStarted @ 1, SessionEnded @ 1,
+    }
+    /// What can happen to the claim on an e-mail address.
+    Email(EmailEvent) in stream::EMAIL_CATEGORY {
+        EmailClaimed @ 1, EmailReleased @ 1,
+    }
 }
 
 /// Name, version and category of an event, without its schema.
@@ -197,6 +219,35 @@ pub struct EventTypeRef {
     pub version: i16,
     /// The category of its streams.
     pub category: &'static str,
+}
+
+impl Fact {
+    /// Its personal data, each with the name of its field. It is sealed with the key of the account that is the event's
+    /// partition key.
+    pub fn personal(&mut self) -> Vec<(&'static str, &mut Personal)> {
+        let fields: Vec<(&'static str, Option<&mut Personal>)> = match self {
+            Self::Account(AccountEvent::AccountRegistered(event)) => {
+                vec![("email", Some(&mut event.email)), ("name", event.name.as_mut())]
+            }
+            Self::Account(AccountEvent::ProfileUpdated(event)) => {
+                vec![("name", event.name.as_mut()), ("phone", event.phone.as_mut())]
+            }
+            Self::Account(AccountEvent::AddressAdded(event)) => vec![("address", Some(&mut event.address))],
+            Self::Account(AccountEvent::AddressRevised(event)) => vec![("address", Some(&mut event.address))],
+            Self::Account(AccountEvent::LoginFailed(event)) => vec![("source", event.source.as_mut())],
+            Self::Session(SessionEvent::SessionStarted(event)) => {
+                vec![("source", event.source.as_mut()), ("client", event.client.as_mut())]
+            }
+            Self::Session(SessionEvent::SessionEnded(event)) => vec![("source", event.source.as_mut())],
+            Self::Account(_)
+            | Self::Email(_)
+            | Self::Product(_)
+            | Self::Stock(_)
+            | Self::Order(_)
+            | Self::Sku(_) => Vec::new(),
+        };
+        fields.into_iter().filter_map(|(name, field)| Some((name, field?))).collect()
+    }
 }
 
 impl StockEvent {

@@ -2,7 +2,8 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`product`], [`stock`], [`order`], [`sku`] | one context's events each, pure data |
+//! | [`product`], [`stock`], [`order`], [`sku`], [`account`] | one context's events each, pure data |
+//! | [`personal`] | personal data, sealed |
 //! | [`envelope`] | what every event carries beside its payload |
 //! | [`fact`] | all contexts' events as one type; encoding and decoding |
 //! | [`schema`] | versions, upcasters, generated JSON Schemas |
@@ -15,6 +16,7 @@
 //!
 //! Nothing here depends on another crate of the workspace.
 
+pub mod account;
 pub mod envelope;
 pub mod fact;
 pub mod log;
@@ -22,6 +24,7 @@ pub mod migrations;
 pub mod ndjson;
 pub mod order;
 pub mod partition;
+pub mod personal;
 pub mod planted;
 pub mod product;
 pub mod schema;
@@ -32,6 +35,7 @@ pub mod value;
 
 pub use envelope::{Metadata, RecordedEvent};
 pub use fact::{DecodeError, Fact};
+pub use personal::Personal;
 pub use value::{Currency, Money};
 
 /// Place of an event in the log: 1 for the first, without gaps. 0 stands for "before everything".

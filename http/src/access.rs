@@ -1,16 +1,20 @@
 //! Signed access tokens (JWT, RFC 7519): issuing, verifying, roles.
 //!
-//! The algorithm is the configured key's and no other; a token cannot choose it. A token that was verified once is
-//! remembered until it expires, so that a signature check is no bottleneck.
+//! They follow RFC 9068 (`at+jwt`) and RFC 8725: the algorithm is the configured keys' and no other, a token cannot
+//! choose it; it names one of the configured keys by its id and brings none of its own. A token that was verified once
+//! is remembered until it expires, so that a signature check is no bottleneck. A token of a session is refused once
+//! the session has ended ([`crate::revocations`]).
 
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use axum::extract::{FromRef, FromRequestParts, OptionalFromRequestParts};
 use axum::http::header;
 use axum::http::request::Parts;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use quick_cache::sync::Cache;
 use serde::{Deserialize, Serialize};
@@ -18,9 +22,14 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::problem::{self, Problem};
+use crate::revocations::Revocations;
 
-/// Who issues the tokens that are accepted.
+/// Who issues the tokens that are accepted, and for whom.
 const ISSUER: &str = "tidemark";
+const AUDIENCE: &str = "tidemark";
+
+/// What an access token says it is (RFC 9068).
+const TYPE: &str = "at+jwt";
 
 /// How many verified tokens are remembered.
 const REMEMBERED: usize = 20_000;
@@ -79,6 +88,8 @@ pub struct Actor {
     pub subject: Uuid,
     /// What it may do.
     pub role: Role,
+    /// The session that the token is of; none for tokens that operators make.
+    pub session: Option<Uuid>,
 }
 
 impl Actor {
@@ -106,8 +117,11 @@ impl Actor {
 #[derive(Debug, Serialize, Deserialize)]
 struct Claims {
     iss: String,
+    aud: String,
     sub: Uuid,
     role: Role,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sid: Option<Uuid>,
     iat: u64,
     exp: u64,
 }
@@ -136,11 +150,17 @@ pub fn generate_ed25519() -> Result<Vec<u8>, KeyError> {
     Ok(document.as_ref().to_vec())
 }
 
-/// Signs tokens.
+/// Signs tokens. Cheap to clone.
 #[derive(Clone)]
 pub struct Issuer {
-    algorithm: Algorithm,
-    key: EncodingKey,
+    header: Arc<Header>,
+    key: Arc<EncodingKey>,
+}
+
+impl std::fmt::Debug for Issuer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Issuer").field("kid", &self.header.kid).finish_non_exhaustive()
+    }
 }
 
 impl Issuer {
@@ -150,7 +170,7 @@ impl Issuer {
     /// [`KeyError::ShortSecret`].
     pub fn hs256(secret: &[u8]) -> Result<Self, KeyError> {
         check_secret(secret)?;
-        Ok(Self { algorithm: Algorithm::HS256, key: EncodingKey::from_secret(secret) })
+        Ok(Self::new(Algorithm::HS256, None, EncodingKey::from_secret(secret)))
     }
 
     /// With an Ed25519 private key in PKCS#8 (EdDSA).
@@ -158,8 +178,13 @@ impl Issuer {
     /// # Errors
     /// [`KeyError::NotEd25519`].
     pub fn eddsa(pkcs8: &[u8]) -> Result<Self, KeyError> {
-        Ed25519KeyPair::from_pkcs8(pkcs8).map_err(|_| KeyError::NotEd25519)?;
-        Ok(Self { algorithm: Algorithm::EdDSA, key: EncodingKey::from_ed_der(pkcs8) })
+        let public = PublicKey::of(pkcs8)?;
+        Ok(Self::new(Algorithm::EdDSA, Some(public.id()), EncodingKey::from_ed_der(pkcs8)))
+    }
+
+    fn new(algorithm: Algorithm, kid: Option<String>, key: EncodingKey) -> Self {
+        let header = Header { typ: Some(TYPE.to_owned()), kid, ..Header::new(algorithm) };
+        Self { header: Arc::new(header), key: Arc::new(key) }
     }
 
     /// A token for an actor that expires after `ttl`.
@@ -170,12 +195,49 @@ impl Issuer {
         let now = unix_seconds();
         let claims = Claims {
             iss: ISSUER.to_owned(),
+            aud: AUDIENCE.to_owned(),
             sub: actor.subject,
             role: actor.role,
+            sid: actor.session,
             iat: now,
             exp: now.saturating_add(ttl.as_secs()),
         };
-        Ok(jsonwebtoken::encode(&Header::new(self.algorithm), &claims, &self.key)?)
+        Ok(jsonwebtoken::encode(&self.header, &claims, &self.key)?)
+    }
+}
+
+/// The public half of an Ed25519 key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublicKey(Vec<u8>);
+
+impl PublicKey {
+    /// Of a private key in PKCS#8.
+    ///
+    /// # Errors
+    /// [`KeyError::NotEd25519`].
+    pub fn of(pkcs8: &[u8]) -> Result<Self, KeyError> {
+        let pair = Ed25519KeyPair::from_pkcs8(pkcs8).map_err(|_| KeyError::NotEd25519)?;
+        Ok(Self(pair.public_key().as_ref().to_vec()))
+    }
+
+    fn x(&self) -> String {
+        URL_SAFE_NO_PAD.encode(&self.0)
+    }
+
+    /// Its thumbprint (RFC 7638), which tokens name it by.
+    #[must_use]
+    pub fn id(&self) -> String {
+        let canonical = format!(r#"{{"crv":"Ed25519","kty":"OKP","x":"{}"}}"#, self.x());
+        let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, canonical.as_bytes());
+        URL_SAFE_NO_PAD.encode(hash.as_ref())
+    }
+
+    /// As a JSON Web Key (RFC 8037).
+    #[must_use]
+    pub fn jwk(&self) -> serde_json::Value {
+        serde_json::json!({
+            "kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA", "kid": self.id(), "x": self.x(),
+        })
     }
 }
 
@@ -184,9 +246,27 @@ impl Issuer {
 pub struct Access(Arc<Verifier>);
 
 struct Verifier {
-    key: DecodingKey,
+    keys: RwLock<Arc<Keys>>,
     validation: Validation,
     remembered: Cache<String, (Actor, u64)>,
+    revocations: Revocations,
+}
+
+/// What tokens may be signed with.
+struct Keys {
+    /// Each with its id; a secret has none.
+    keys: Vec<(Option<String>, DecodingKey)>,
+    /// The JSON Web Key Set (RFC 7517).
+    published: serde_json::Value,
+}
+
+impl Keys {
+    fn of_public(keys: &[PublicKey]) -> Self {
+        Self {
+            keys: keys.iter().map(|key| (Some(key.id()), DecodingKey::from_ed_der(&key.0))).collect(),
+            published: serde_json::json!({ "keys": keys.iter().map(PublicKey::jwk).collect::<Vec<_>>() }),
+        }
+    }
 }
 
 impl std::fmt::Debug for Access {
@@ -202,26 +282,54 @@ impl Access {
     /// [`KeyError::ShortSecret`].
     pub fn hs256(secret: &[u8]) -> Result<Self, KeyError> {
         check_secret(secret)?;
-        Ok(Self::new(DecodingKey::from_secret(secret), Algorithm::HS256))
+        let keys = Keys {
+            keys: vec![(None, DecodingKey::from_secret(secret))],
+            published: serde_json::json!({ "keys": [] }),
+        };
+        Ok(Self::new(keys, Algorithm::HS256))
     }
 
-    /// Accepts tokens of the Ed25519 key pair in `pkcs8` (EdDSA).
-    ///
-    /// # Errors
-    /// [`KeyError::NotEd25519`].
-    pub fn eddsa(pkcs8: &[u8]) -> Result<Self, KeyError> {
-        let pair = Ed25519KeyPair::from_pkcs8(pkcs8).map_err(|_| KeyError::NotEd25519)?;
-        Ok(Self::new(DecodingKey::from_ed_der(pair.public_key().as_ref()), Algorithm::EdDSA))
+    /// Accepts tokens of any of these Ed25519 keys (EdDSA).
+    #[must_use]
+    pub fn eddsa(keys: &[PublicKey]) -> Self {
+        Self::new(Keys::of_public(keys), Algorithm::EdDSA)
     }
 
-    fn new(key: DecodingKey, algorithm: Algorithm) -> Self {
+    fn new(keys: Keys, algorithm: Algorithm) -> Self {
         let mut validation = Validation::new(algorithm);
         validation.set_issuer(&[ISSUER]);
-        validation.set_required_spec_claims(&["exp", "iss", "sub"]);
+        validation.set_audience(&[AUDIENCE]);
+        validation.set_required_spec_claims(&["exp", "iss", "sub", "aud"]);
         validation.validate_nbf = true;
-        validation.validate_aud = false;
         validation.leeway = 0;
-        Self(Arc::new(Verifier { key, validation, remembered: Cache::new(REMEMBERED) }))
+        Self(Arc::new(Verifier {
+            keys: RwLock::new(Arc::new(keys)),
+            validation,
+            remembered: Cache::new(REMEMBERED),
+            revocations: Revocations::default(),
+        }))
+    }
+
+    /// Accepts tokens of these keys from now on, and of no others.
+    pub fn use_keys(&self, keys: &[PublicKey]) {
+        *self.0.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Keys::of_public(keys));
+        self.0.remembered.clear();
+    }
+
+    /// The public keys, as a JSON Web Key Set (RFC 7517). A secret is not among them.
+    #[must_use]
+    pub fn published(&self) -> serde_json::Value {
+        self.keys().published.clone()
+    }
+
+    fn keys(&self) -> Arc<Keys> {
+        Arc::clone(&self.0.keys.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Sessions whose tokens are refused.
+    #[must_use]
+    pub fn revocations(&self) -> &Revocations {
+        &self.0.revocations
     }
 
     /// Who a token stands for, `None` if it is not to be trusted. It says no more: a reason would help a forger.
@@ -231,16 +339,35 @@ impl Access {
             return None;
         }
         let now = unix_seconds();
-        if let Some((actor, expires)) = self.0.remembered.get(token) {
-            return (now < expires).then_some(actor);
-        }
-        let claims = jsonwebtoken::decode::<Claims>(token, &self.0.key, &self.0.validation).ok()?.claims;
-        if claims.exp <= now {
+        let (actor, expires) = match self.0.remembered.get(token) {
+            Some(known) => known,
+            None => {
+                let known = self.examine(token)?;
+                self.0.remembered.insert(token.to_owned(), known);
+                known
+            }
+        };
+        let revoked = actor.session.is_some_and(|session| self.0.revocations.contains(session));
+        (now < expires && !revoked).then_some(actor)
+    }
+
+    fn examine(&self, token: &str) -> Option<(Actor, u64)> {
+        let header = jsonwebtoken::decode_header(token).ok()?;
+        // Nothing that brings a key of its own, or asks for what is not understood here.
+        let plain = header.jku.is_none()
+            && header.jwk.is_none()
+            && header.x5u.is_none()
+            && header.x5c.is_none()
+            && header.crit.is_none()
+            && header.enc.is_none()
+            && header.zip.is_none();
+        if !plain || header.typ.as_deref() != Some(TYPE) {
             return None;
         }
-        let actor = Actor { subject: claims.sub, role: claims.role };
-        self.0.remembered.insert(token.to_owned(), (actor, claims.exp));
-        Some(actor)
+        let keys = self.keys();
+        let (_, key) = keys.keys.iter().find(|(id, _)| *id == header.kid)?;
+        let claims = jsonwebtoken::decode::<Claims>(token, key, &self.0.validation).ok()?.claims;
+        Some((Actor { subject: claims.sub, role: claims.role, session: claims.sid }, claims.exp))
     }
 
     fn actor(&self, parts: &Parts) -> Result<Option<Actor>, Problem> {
@@ -292,13 +419,11 @@ fn unix_seconds() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use base64::Engine;
-    use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 
     const SECRET: &[u8; 32] = b"0123456789abcdef0123456789abcdef";
 
     fn actor() -> Actor {
-        Actor { subject: Uuid::from_u128(7), role: Role::Customer }
+        Actor { subject: Uuid::from_u128(7), role: Role::Customer, session: None }
     }
 
     fn hour() -> Duration {
@@ -306,14 +431,14 @@ mod tests {
     }
 
     fn unsigned(header: &str, claims: &str) -> String {
-        format!("{}.{}.", BASE64.encode(header), BASE64.encode(claims))
+        format!("{}.{}.", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims))
     }
 
     #[test]
     fn a_token_of_the_shop_is_trusted_and_remembered() {
         let pkcs8 = generate_ed25519().unwrap();
         for (issuer, access) in [
-            (Issuer::eddsa(&pkcs8).unwrap(), Access::eddsa(&pkcs8).unwrap()),
+            (Issuer::eddsa(&pkcs8).unwrap(), Access::eddsa(&[PublicKey::of(&pkcs8).unwrap()])),
             (Issuer::hs256(SECRET).unwrap(), Access::hs256(SECRET).unwrap()),
         ] {
             let token = issuer.issue(&actor(), hour()).unwrap();
@@ -325,10 +450,10 @@ mod tests {
     #[test]
     fn forged_expired_and_odd_tokens_are_not_trusted() {
         let pkcs8 = generate_ed25519().unwrap();
-        let access = Access::eddsa(&pkcs8).unwrap();
+        let access = Access::eddsa(&[PublicKey::of(&pkcs8).unwrap()]);
         let issuer = Issuer::eddsa(&pkcs8).unwrap();
         let good = issuer.issue(&actor(), hour()).unwrap();
-        let claims = r#"{"iss":"tidemark","sub":"00000000-0000-0000-0000-000000000007","role":"admin","iat":1,"exp":99999999999}"#;
+        let claims = r#"{"iss":"tidemark","aud":"tidemark","sub":"00000000-0000-0000-0000-000000000007","role":"admin","iat":1,"exp":99999999999}"#;
         let mut bad = vec![
             issuer.issue(&actor(), Duration::ZERO).unwrap(),
             Issuer::eddsa(&generate_ed25519().unwrap()).unwrap().issue(&actor(), hour()).unwrap(),
@@ -344,7 +469,7 @@ mod tests {
             "a".repeat(65_536),
         ];
         for algorithm in ["none", "None", "NONE", "nOnE", "HS256", "RS256", "EdDSA"] {
-            bad.push(unsigned(&format!(r#"{{"alg":"{algorithm}","typ":"JWT"}}"#), claims));
+            bad.push(unsigned(&format!(r#"{{"alg":"{algorithm}","typ":"at+jwt"}}"#), claims));
         }
         // The public key as an HMAC secret: works against verifiers that let the token choose the algorithm.
         let public = Ed25519KeyPair::from_pkcs8(&pkcs8).unwrap().public_key().as_ref().to_vec();
@@ -359,18 +484,20 @@ mod tests {
     fn every_claim_is_needed_and_must_fit() {
         let access = Access::hs256(SECRET).unwrap();
         let sign = |claims: serde_json::Value| {
-            jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &EncodingKey::from_secret(SECRET))
-                .unwrap()
+            let header = Header { typ: Some(TYPE.to_owned()), ..Header::new(Algorithm::HS256) };
+            jsonwebtoken::encode(&header, &claims, &EncodingKey::from_secret(SECRET)).unwrap()
         };
-        let full = serde_json::json!({"iss":"tidemark","sub":Uuid::from_u128(7),"role":"staff","iat":1,"exp":99_999_999_999_u64});
+        let full = serde_json::json!({"iss":"tidemark","aud":"tidemark","sub":Uuid::from_u128(7),"role":"staff","iat":1,"exp":99_999_999_999_u64});
         assert!(access.verify(&sign(full.clone())).is_some());
-        for claim in ["iss", "sub", "role", "iat", "exp"] {
+        for claim in ["iss", "aud", "sub", "role", "iat", "exp"] {
             let mut claims = full.clone();
             claims.as_object_mut().unwrap().remove(claim);
             assert!(access.verify(&sign(claims)).is_none(), "without {claim}");
         }
         for (claim, value) in [
             ("iss", serde_json::json!("somebody")),
+            ("aud", serde_json::json!("another shop")),
+            ("sid", serde_json::json!("no id")),
             ("sub", serde_json::json!("7")),
             ("role", serde_json::json!("root")),
             ("role", serde_json::json!("Admin")),
@@ -382,6 +509,64 @@ mod tests {
             claims[claim] = value;
             assert!(access.verify(&sign(claims.clone())).is_none(), "{claims}");
         }
+    }
+
+    #[test]
+    fn a_token_brings_no_key_and_names_one_that_is_configured() {
+        let pkcs8 = generate_ed25519().unwrap();
+        let access = Access::eddsa(&[PublicKey::of(&pkcs8).unwrap()]);
+        let claims = serde_json::json!({"iss":"tidemark","aud":"tidemark","sub":Uuid::from_u128(7),"role":"admin","iat":1,"exp":99_999_999_999_u64});
+        let sign = |change: fn(&mut Header)| {
+            let mut header = Header {
+                typ: Some(TYPE.to_owned()),
+                kid: Some(PublicKey::of(&pkcs8).unwrap().id()),
+                ..Header::new(Algorithm::EdDSA)
+            };
+            change(&mut header);
+            jsonwebtoken::encode(&header, &claims, &EncodingKey::from_ed_der(&pkcs8)).unwrap()
+        };
+        assert!(access.verify(&sign(|_| {})).is_some());
+        for change in [
+            (|header| header.kid = None) as fn(&mut Header),
+            |header| header.kid = Some(String::new()),
+            |header| header.kid = Some("../../dev/null".to_owned()),
+            |header| header.typ = None,
+            |header| header.typ = Some("JWT".to_owned()),
+            |header| header.jku = Some("https://example.org/keys".to_owned()),
+            |header| header.x5u = Some("https://example.org/keys".to_owned()),
+            |header| header.crit = Some(vec!["exp".to_owned()]),
+        ] {
+            let token = sign(change);
+            assert!(access.verify(&token).is_none(), "{:?}", jsonwebtoken::decode_header(&token));
+        }
+    }
+
+    #[test]
+    fn keys_are_rotated_without_refusing_tokens_of_the_former() {
+        let (old, new) = (generate_ed25519().unwrap(), generate_ed25519().unwrap());
+        let public = |key: &[u8]| PublicKey::of(key).unwrap();
+        let access = Access::eddsa(&[public(&old)]);
+        let token = Issuer::eddsa(&old).unwrap().issue(&actor(), hour()).unwrap();
+        let newer = Issuer::eddsa(&new).unwrap().issue(&actor(), hour()).unwrap();
+        assert!(access.verify(&token).is_some() && access.verify(&newer).is_none());
+        access.use_keys(&[public(&new), public(&old)]);
+        assert!(access.verify(&token).is_some() && access.verify(&newer).is_some());
+        assert_eq!(access.published()["keys"].as_array().unwrap().len(), 2);
+        access.use_keys(&[public(&new)]);
+        assert!(access.verify(&token).is_none() && access.verify(&newer).is_some());
+    }
+
+    #[test]
+    fn tokens_of_a_session_that_has_ended_are_refused_at_once() {
+        let access = Access::hs256(SECRET).unwrap();
+        let mut of_session = actor();
+        of_session.session = Some(Uuid::from_u128(9));
+        let token = Issuer::hs256(SECRET).unwrap().issue(&of_session, hour()).unwrap();
+        let other = Issuer::hs256(SECRET).unwrap().issue(&actor(), hour()).unwrap();
+        assert_eq!(access.verify(&token), Some(of_session));
+        access.revocations().add([(Uuid::from_u128(9), SystemTime::now() + hour())]);
+        assert_eq!(access.verify(&token), None, "also from memory");
+        assert_eq!(access.verify(&other), Some(actor()));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`problem`] | every error a client can get, as RFC 9457 problems, documented one by one |
 //! | [`access`] | signed access tokens: issuing, verifying, roles |
+//! | [`revocations`] | sessions that ended before their tokens expired |
 //! | [`extract`] | requests parsed at the rim: strict JSON, keys, versions, ids |
 //! | [`layers`] | what every request passes: limits, headers, metrics, panics |
 //! | [`metrics`] | the Prometheus registry |
@@ -15,6 +16,7 @@ pub mod extract;
 pub mod layers;
 pub mod metrics;
 pub mod problem;
+pub mod revocations;
 pub mod server;
 
 pub use access::{Access, Actor, Issuer, Role};

@@ -51,8 +51,16 @@ problems! {
         "A parameter is not known, or its value cannot be read. The errors name it.";
     UNAUTHENTICATED = 401 "unauthenticated" "No valid access token"
         "Send Authorization: Bearer with a token that is signed by this shop and has not expired.";
+    LOGIN_REFUSED = 401 "login-refused" "The log-in is refused"
+        "The e-mail address or the password is wrong, or the account cannot be used. It is not said which.";
+    SECOND_FACTOR_REQUIRED = 401 "second-factor-required" "A second factor is required"
+        "The password is right. Send the same log-in again with one_time_code, from the authenticator, or recovery_code.";
+    REFRESH_REFUSED = 401 "refresh-refused" "The refresh token is not valid"
+        "It has expired, was used before, or its session has ended. Log in again.";
     FORBIDDEN = 403 "forbidden" "The role does not allow it"
         "The token is valid, its role may not do this.";
+    EMAIL_UNVERIFIED = 403 "email-unverified" "The e-mail address is not verified"
+        "Use the token of the mail that was sent when you registered, or ask for another one with POST /v1/accounts/email-verifications/requests.";
     NOT_FOUND = 404 "not-found" "There is no such thing"
         "Nothing is known under this path or id, or it is somebody else's.";
     METHOD_NOT_ALLOWED = 405 "method-not-allowed" "The method is not allowed here"
@@ -60,13 +68,15 @@ problems! {
     OUT_OF_STOCK = 409 "out-of-stock" "Not enough stock"
         "Fewer units are available than a line wants. Nothing of the order was reserved; the errors name the line.";
     STATE_CONFLICT = 409 "state-conflict" "The state forbids it"
-        "The product or order is in a state in which this cannot be done. The detail says which.";
+        "The product, order or account is in a state in which this cannot be done. The detail says which.";
     SKU_TAKEN = 409 "sku-taken" "The SKU belongs to another product"
         "A SKU names one product. It is free again when that product is retired.";
     NOT_FOR_SALE = 409 "not-for-sale" "A product is not for sale"
         "The product of a line is a draft or retired. The errors name the line.";
     POSITION_UNKNOWN = 409 "position-unknown" "The position is not part of this log's history"
         "Tidemark-After names an epoch that this log does not have, or a position that was lost when an older state was restored. Read without it, and check what was written.";
+    LINK_VOID = 410 "link-void" "The link is void"
+        "The token of a mail was used, has expired, or a newer mail was sent. Ask for another one.";
     VERSION_MISMATCH = 412 "version-mismatch" "Somebody changed it in between"
         "If-Match names another version than the current one. Read it again, decide again.";
     BODY_TOO_LARGE = 413 "body-too-large" "The body is too large"
@@ -83,6 +93,8 @@ problems! {
         "The product of a line does not exist. The errors name the line.";
     MIXED_CURRENCIES = 422 "mixed-currencies" "The products have different currencies"
         "All products of one order are priced in one currency. The errors name the first line that is not.";
+    WEAK_PASSWORD = 422 "weak-password" "The password is too easily guessed"
+        "It is one of those that are tried first: common, a pattern, or made of the e-mail address. Any 12 to 256 characters are taken; several unrelated words are good.";
     INTERNAL = 500 "internal" "Something broke"
         "A fault of the service. It is logged under the instance of this problem.";
     OVERLOADED = 503 "overloaded" "Too much at once"

@@ -2,7 +2,7 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`products`], [`stock`], [`orders`], [`events`] | routes |
+//! | [`products`], [`stock`], [`orders`], [`events`], [`accounts`] | routes |
 //! | [`cache`] | ready bodies, made invalid by the events |
 //! | [`bodies`] | one body, from wherever it is nearest |
 //! | [`tier`] | Redis |
@@ -14,6 +14,7 @@
 //!
 //! The service writes nothing but what it has read, into Redis.
 
+pub mod accounts;
 pub mod bodies;
 pub mod cache;
 pub mod events;
@@ -33,6 +34,7 @@ use std::time::Duration;
 use tidemark_events::log::Log;
 use tidemark_http::Access;
 use tidemark_http::problem::{self, Problem};
+use tidemark_vault::Vault;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use utoipa::openapi::OpenApi;
@@ -84,6 +86,7 @@ struct Inner {
     cache: Cache,
     standing: Standing,
     access: Access,
+    vault: Vault,
     log: Log,
     config: QueryConfig,
 }
@@ -96,6 +99,7 @@ impl QueryState {
         tier: Option<Tier>,
         log: Log,
         access: Access,
+        vault: Vault,
         config: QueryConfig,
         stop: CancellationToken,
     ) -> (Self, JoinHandle<()>) {
@@ -105,6 +109,7 @@ impl QueryState {
             cache: Cache::new(config.cache_bytes),
             standing: Standing::default(),
             access,
+            vault,
             log,
             config,
         }));
@@ -150,6 +155,7 @@ fn stateless() -> OpenApiRouter<QueryState> {
         .merge(stock::routes())
         .merge(orders::routes())
         .merge(events::routes())
+        .merge(accounts::routes())
 }
 
 /// The values of a statement's parameters, in their order; they can be sent more than once.

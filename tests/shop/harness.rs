@@ -193,6 +193,8 @@ pub(crate) struct Shop {
 
 pub(crate) const CUSTOMER: &str = "0190b6a2-8c5e-7c11-b0de-1f0e9a7b0c01";
 const SECRET: &str = "a secret of the tests, 32 bytes or more";
+/// So that shops on one database can open what the others seal.
+const MASTER_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
 /// A port that nobody listens on.
 pub(crate) fn free_port() -> u16 {
@@ -205,6 +207,7 @@ pub(crate) fn tidemark() -> Command {
     command
         .env_remove("DATABASE_URL")
         .env("TIDEMARK_TOKEN_SECRET", SECRET)
+        .env("TIDEMARK_MASTER_KEY", MASTER_KEY)
         .env("TIDEMARK_LOG", "warn")
         .kill_on_drop(true);
     command

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
 mod access;
+mod accounts;
 mod bad_input;
 mod broker;
 mod configuration;

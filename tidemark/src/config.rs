@@ -11,15 +11,18 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use sqlx::postgres::PgConnectOptions;
 use tidemark_command::WriterConfig;
+use tidemark_command::account::mail::Mailbox;
+use tidemark_http::Role;
 use tidemark_http::access::MIN_SECRET;
-use tidemark_http::{Access, Role};
 use tidemark_kafka::KafkaConfig;
 use tidemark_projector::ProjectorConfig;
 use tidemark_query::{QueryConfig, Servers, Tier};
+use tidemark_vault::MasterKeys;
 use uuid::Uuid;
 
+use crate::Failure;
 use crate::database::{data_dir, pooled_options, url_options};
-use crate::{Failure, keys};
+use crate::keys::TokenKeys;
 
 /// Tidemark: an event-sourced CQRS commerce backend.
 #[derive(Debug, Parser)]
@@ -81,7 +84,7 @@ fn setting(command: &clap::Command, flag: &str) -> Option<clap::Arg> {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Action {
     /// Runs the whole shop in one process: commands, projections, queries.
-    Up(UpOptions),
+    Up(Box<UpOptions>),
     /// Takes commands, appends to the log, and publishes it to Kafka.
     Command(Box<CommandOptions>),
     /// Folds the log into the views.
@@ -94,6 +97,8 @@ pub(crate) enum Action {
     Replay(ReplayOptions),
     /// Builds a projection anew beside the live one and switches readers to it.
     Rebuild(Box<RebuildOptions>),
+    /// Keys outside databases: those that sign access tokens, and the master key of personal data.
+    Keys(KeysOptions),
     /// Takes in data from outside, through the same decisions as HTTP.
     Import(ImportOptions),
 }
@@ -115,6 +120,37 @@ pub(crate) struct TokenKeyOptions {
     /// An HS256 secret of at least 32 bytes, instead of the EdDSA key under the data directory
     #[arg(long, env = "TIDEMARK_TOKEN_SECRET", value_name = "SECRET", hide_env_values = true, value_parser = secret)]
     pub(crate) token_secret: Option<String>,
+}
+
+/// The keys of personal data.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct VaultOptions {
+    /// The PostgreSQL of the keys of personal data [default: the log's]
+    #[arg(long, env = "TIDEMARK_VAULT_URL", value_name = "URL", hide_env_values = true, value_parser = url_options)]
+    pub(crate) vault_url: Option<PgConnectOptions>,
+    /// The key that wraps them, 32 random bytes in base64, former ones behind it [default: keys/master.key in the data directory]
+    #[arg(long, env = "TIDEMARK_MASTER_KEY", value_name = "KEYS", hide_env_values = true, value_parser = master_key)]
+    pub(crate) master_key: Option<String>,
+}
+
+/// Accounts and their mails.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct AccountOptions {
+    /// Where mails go, smtp://user:password@host:port or smtps://… [default: files]
+    #[arg(long, env = "TIDEMARK_SMTP_URL", value_name = "URL", hide_env_values = true, value_parser = smtp_url)]
+    pub(crate) smtp_url: Option<String>,
+    /// Directory of mails where there is no SMTP [default: mails in the data directory]
+    #[arg(long, env = "TIDEMARK_MAIL_DIR", value_name = "DIR")]
+    pub(crate) mail_dir: Option<PathBuf>,
+    /// Who mails come from
+    #[arg(long, env = "TIDEMARK_MAIL_FROM", value_name = "ADDRESS", default_value = "Tidemark <no-reply@localhost>", value_parser = mailbox)]
+    pub(crate) mail_from: Mailbox,
+    /// Where clients reach the shop, for links in mails [default: http:// and the address it listens on]
+    #[arg(long, env = "TIDEMARK_PUBLIC_URL", value_name = "URL", value_parser = public_url)]
+    pub(crate) public_url: Option<String>,
+    /// Roles whose sessions are a customer's until the account has a second factor, with commas between
+    #[arg(long, env = "TIDEMARK_SECOND_FACTOR_FOR", value_name = "ROLES", value_delimiter = ',')]
+    pub(crate) second_factor_for: Vec<Role>,
 }
 
 /// Where a process listens, and how much it takes on.
@@ -198,6 +234,10 @@ pub(crate) struct UpOptions {
     pub(crate) cache: CacheOptions,
     #[command(flatten)]
     pub(crate) projector: ProjectionOptions,
+    #[command(flatten)]
+    pub(crate) vault: VaultOptions,
+    #[command(flatten)]
+    pub(crate) accounts: AccountOptions,
 }
 
 /// The log's database, of processes that share it.
@@ -284,6 +324,10 @@ pub(crate) struct CommandOptions {
     pub(crate) key: KeyOptions,
     #[command(flatten)]
     pub(crate) writer: WriterOptions,
+    #[command(flatten)]
+    pub(crate) vault: VaultOptions,
+    #[command(flatten)]
+    pub(crate) accounts: AccountOptions,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -320,6 +364,8 @@ pub(crate) struct QueryOptions {
     #[command(flatten)]
     pub(crate) key: KeyOptions,
     #[command(flatten)]
+    pub(crate) vault: VaultOptions,
+    #[command(flatten)]
     pub(crate) cache: CacheOptions,
 }
 
@@ -334,13 +380,44 @@ pub(crate) struct KeyOptions {
 }
 
 impl KeyOptions {
-    /// What tokens are checked with.
-    pub(crate) fn access(&self) -> Result<Access, Failure> {
-        match &self.key.token_secret {
-            Some(secret) => keys::of_secret(secret),
-            None => keys::in_directory(&data_dir(self.data_dir.as_deref())?),
-        }
+    /// What tokens are checked and signed with.
+    pub(crate) fn open(&self) -> Result<TokenKeys, Failure> {
+        TokenKeys::open(|| self.data_dir(), &self.key)
     }
+
+    /// The data directory, made if need be.
+    pub(crate) fn data_dir(&self) -> Result<PathBuf, Failure> {
+        data_dir(self.data_dir.as_deref())
+    }
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct KeysOptions {
+    #[command(subcommand)]
+    pub(crate) action: KeysAction,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum KeysAction {
+    /// Makes another key that signs access tokens; those of the former stay good until its file is removed
+    Rotate(RotateOptions),
+    /// Wraps the keys of personal data with the newest master key
+    Rewrap(Box<RewrapOptions>),
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RotateOptions {
+    /// Directory of the keys [default: as for `up`]
+    #[arg(long, env = "TIDEMARK_DATA_DIR", value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RewrapOptions {
+    #[command(flatten)]
+    pub(crate) data: DataOptions,
+    #[command(flatten)]
+    pub(crate) vault: VaultOptions,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -457,6 +534,33 @@ fn between<N: FromStr + PartialOrd + Display + Clone>(
 /// The URL of a Redis.
 fn redis_url(text: &str) -> Result<Tier, String> {
     Tier::new(text).map_err(|_| "a URL of a Redis, like redis://host:6379".to_owned())
+}
+
+/// Master keys of personal data.
+fn master_key(text: &str) -> Result<String, String> {
+    MasterKeys::parse(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
+}
+
+/// The URL of a mail server.
+fn smtp_url(text: &str) -> Result<String, String> {
+    let sound = ["smtp://", "smtps://"].iter().any(|scheme| text.starts_with(scheme));
+    sound
+        .then(|| text.to_owned())
+        .ok_or_else(|| "a URL of a mail server, like smtps://user:password@host:465".to_owned())
+}
+
+/// An address with or without a name.
+fn mailbox(text: &str) -> Result<Mailbox, String> {
+    text.parse().map_err(|_| "an e-mail address, like Shop <no-reply@example.org>".to_owned())
+}
+
+/// A URL without anything behind its host and port.
+fn public_url(text: &str) -> Result<String, String> {
+    let host = ["http://", "https://"].iter().find_map(|scheme| text.strip_prefix(scheme));
+    let host = host.map(|host| host.trim_end_matches('/'));
+    host.filter(|host| !host.is_empty() && !host.contains(['/', '?', '#', '@', ' ']))
+        .map(|_| text.trim_end_matches('/').to_owned())
+        .ok_or_else(|| "http:// or https:// and a host, like https://shop.example.org".to_owned())
 }
 
 /// A secret that is long enough.

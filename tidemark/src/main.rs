@@ -2,6 +2,7 @@
 //!
 //! One executable; each subcommand is a module.
 
+mod accounts;
 mod cluster;
 mod config;
 mod database;
@@ -17,9 +18,10 @@ mod up;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use config::{Action, Cli};
+use config::{Action, Cli, KeysAction};
 use tidemark_events::log::LogError;
 use tidemark_events::migrations::SchemaError;
+use tidemark_vault::VaultError;
 use tidemark_views::ViewError;
 use tracing_subscriber::EnvFilter;
 
@@ -53,6 +55,9 @@ enum Failure {
     /// A projection.
     #[error(transparent)]
     Projector(#[from] tidemark_projector::ProjectorError),
+    /// The keys of personal data.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
     /// A database connection.
     #[error("the database: {0}")]
     Database(#[from] sqlx::Error),
@@ -70,6 +75,7 @@ impl Failure {
             Self::Log(LogError::Schema(error))
             | Self::Views(ViewError::Schema(error))
             | Self::Schema(error) => error.is_misfit(),
+            Self::Vault(error) => error.is_configuration(),
             _ => false,
         };
         ExitCode::from(if misconfigured { MISCONFIGURED } else { 1 })
@@ -99,13 +105,14 @@ fn main() -> ExitCode {
     };
     let outcome = runtime.block_on(async {
         match cli.action {
-            Action::Up(options) => up::run(options).await,
+            Action::Up(options) => up::run(*options).await,
             Action::Command(options) => processes::command(*options).await,
             Action::Projector(options) => processes::projector(*options).await,
             Action::Query(options) => processes::query(*options).await,
             Action::Token(options) => token::run(&options),
             Action::Replay(options) => replay::run(options).await,
             Action::Rebuild(options) => rebuild::run(*options).await,
+            Action::Keys(options) => run_keys(options.action).await,
             Action::Import(options) => import::run(options).await,
         }
     });
@@ -117,6 +124,24 @@ fn main() -> ExitCode {
             failure.code()
         }
     }
+}
+
+async fn run_keys(action: KeysAction) -> Result<(), Failure> {
+    match action {
+        KeysAction::Rotate(options) => {
+            let (path, id) = keys::rotate(&database::data_dir(options.data_dir.as_deref())?)?;
+            tracing::info!(file = %path.display(), kid = id, "a new key: it is known within seconds, and signs after half a minute");
+        }
+        KeysAction::Rewrap(options) => {
+            let database = database::Database::open(&options.data, false).await?;
+            let data_dir = || Ok(database.data_dir.clone());
+            let vault = accounts::vault(&options.vault, &database.options, data_dir).await?;
+            let rewrapped = vault.rewrap().await?;
+            tracing::info!(rewrapped, "keys of personal data are wrapped by the newest master key");
+            database.close().await?;
+        }
+    }
+    Ok(())
 }
 
 /// Text for people, JSON for machines (`TIDEMARK_LOG_FORMAT=json`); `TIDEMARK_LOG` filters by level and module.

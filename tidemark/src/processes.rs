@@ -1,6 +1,8 @@
 //! `tidemark command`, `tidemark projector`, `tidemark query`: the parts of the shop as processes of their own, any
 //! number of each.
 
+use std::sync::Arc;
+
 use metrics_exporter_prometheus::PrometheusHandle;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tidemark_command::{CommandState, Writer};
@@ -12,11 +14,11 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::Failure;
 use crate::config::{CommandOptions, ProjectorOptions, QueryOptions, ServeOptions};
 use crate::database::{begin_on, pool, wait_for_schema};
 use crate::service::{Health, join, listen, router, serve_until, stop_on_signals};
 use crate::up::{END_WITHIN, LOG_CONNECTIONS, PROJECTOR_CONNECTIONS};
+use crate::{Failure, accounts};
 
 /// What all three begin and end with.
 struct Process {
@@ -131,10 +133,21 @@ pub(crate) async fn views(options: &PgConnectOptions) -> Result<(), Failure> {
 }
 
 pub(crate) async fn command(options: CommandOptions) -> Result<(), Failure> {
-    let access = options.key.access()?;
+    let keys = options.key.open()?;
+    let access = keys.access.clone();
     let begun =
         Process::begin(&options.serve, &options.log.log_url, LOG_CONNECTIONS, None, Schemas::Bring).await?;
     let Some(mut process) = begun else { return Ok(()) };
+    let database = &options.log.log_url;
+    let data_dir = || options.key.data_dir();
+    let vault = accounts::vault(&options.vault, database, data_dir).await?;
+    let public_url = format!("http://{}", options.serve.listen);
+    let sign = Arc::clone(&keys.sign);
+    let accounts::Opened { accounts, steward } =
+        accounts::open(&options.accounts, &process.log, database, vault, sign, data_dir, &public_url)?;
+    process.parts.extend(keys.watch(process.parts_stop.clone()));
+    process.parts.push(accounts::follow_revocations(&access, database.clone(), process.parts_stop.clone()));
+    process.parts.push(steward.spawn(process.parts_stop.clone()));
     if let Some(kafka) = options.kafka.config() {
         let publishing =
             tidemark_kafka::publisher::spawn(process.log.clone(), kafka, process.parts_stop.clone());
@@ -147,7 +160,7 @@ pub(crate) async fn command(options: CommandOptions) -> Result<(), Failure> {
         options.writer.config(),
         writer_stop.clone(),
     );
-    let routes = tidemark_command::routes(CommandState { writer, access });
+    let routes = tidemark_command::routes(CommandState { writer, access, accounts });
     tracing::info!("taking commands on http://{}", options.serve.listen);
     let written = async {
         writer_stop.cancel();
@@ -184,12 +197,18 @@ pub(crate) async fn projector(options: ProjectorOptions) -> Result<(), Failure> 
 }
 
 pub(crate) async fn query(options: QueryOptions) -> Result<(), Failure> {
-    let access = options.key.access()?;
+    let keys = options.key.open()?;
+    let access = keys.access.clone();
     let views = &options.views.views_url;
     let begun =
         Process::begin(&options.serve, &options.log.log_url, LOG_CONNECTIONS, Some(views), Schemas::Need)
             .await?;
     let Some(mut process) = begun else { return Ok(()) };
+    let vault =
+        accounts::vault_to_read(&options.vault, &options.log.log_url, || options.key.data_dir()).await?;
+    process.parts.extend(keys.watch(process.parts_stop.clone()));
+    let log_url = options.log.log_url.clone();
+    process.parts.push(accounts::follow_revocations(&access, log_url, process.parts_stop.clone()));
     let config = QueryConfig {
         replica_lag_bytes: i64::from(options.reads.replica_lag_mib) * 1024 * 1024,
         ..options.cache.config()
@@ -199,6 +218,7 @@ pub(crate) async fn query(options: QueryOptions) -> Result<(), Failure> {
         options.redis.tier,
         process.log.clone(),
         access,
+        vault,
         config,
         process.parts_stop.clone(),
     );

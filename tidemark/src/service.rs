@@ -91,6 +91,8 @@ pub(crate) fn stop_on_signals(stop: &CancellationToken) -> Result<(), Failure> {
         (name = "catalog", description = "What is offered, and at which price"),
         (name = "inventory", description = "How many units there are"),
         (name = "orders", description = "Who bought what, and how far it has come"),
+        (name = "accounts", description = "Who somebody is"),
+        (name = "sessions", description = "Logging in and out"),
         (name = "log", description = "Everything that happened"),
     )
 )]

@@ -9,7 +9,8 @@ use crate::{Failure, database, keys};
 pub(crate) fn run(options: &TokenOptions) -> Result<(), Failure> {
     let data_dir = database::data_dir(options.data_dir.as_deref())?;
     let issuer = keys::issuer(&data_dir, &options.key)?;
-    let actor = Actor { subject: options.subject.unwrap_or_else(Uuid::now_v7), role: options.role };
+    let actor =
+        Actor { subject: options.subject.unwrap_or_else(Uuid::now_v7), role: options.role, session: None };
     let token =
         issuer.issue(&actor, options.ttl).map_err(|error| Failure::Configuration(error.to_string()))?;
     print(&token);

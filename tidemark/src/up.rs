@@ -1,5 +1,6 @@
 //! `tidemark up`: the whole shop in one process.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tidemark_command::{CommandState, Writer};
@@ -10,8 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::UpOptions;
 use crate::database::{Database, data_dir};
+use crate::keys::TokenKeys;
 use crate::service::{Health, join, listen, router, serve_until, stop_on_signals};
-use crate::{Failure, keys};
+use crate::{Failure, accounts};
 
 /// Connections for reading the log.
 pub(crate) const LOG_CONNECTIONS: u32 = 12;
@@ -48,10 +50,27 @@ async fn shop(
     let (writer_stop, parts_stop) = (CancellationToken::new(), CancellationToken::new());
     let metrics = tidemark_http::metrics::install(parts_stop.clone())
         .map_err(|error| Failure::Configuration(format!("the metrics registry: {error}")))?;
-    let access = keys::access(&database.data_dir, &options.key)?;
+    let data_dir = || Ok(database.data_dir.clone());
+    let keys = TokenKeys::open(data_dir, &options.key)?;
+    let access = keys.access.clone();
     let log = database.log(LOG_CONNECTIONS).await?;
+    let vault = accounts::vault(&options.vault, &database.options, data_dir).await?;
+    let public_url = format!("http://{}", options.serve.listen);
+    let sign = Arc::clone(&keys.sign);
+    let accounts::Opened { accounts, steward } = accounts::open(
+        &options.accounts,
+        &log,
+        &database.options,
+        vault.clone(),
+        sign,
+        data_dir,
+        &public_url,
+    )?;
 
     let mut parts = vec![log.spawn_listener(database.options.clone(), parts_stop.clone())];
+    parts.extend(keys.watch(parts_stop.clone()));
+    parts.push(accounts::follow_revocations(&access, database.options.clone(), parts_stop.clone()));
+    parts.push(steward.spawn(parts_stop.clone()));
     let (writer, writing) =
         Writer::spawn(log.clone(), database.options.clone(), options.writer.config(), writer_stop.clone());
     // On a runtime of their own: what folds thousands of events at a time must not make a request wait.
@@ -78,13 +97,14 @@ async fn shop(
         None,
         log.clone(),
         access.clone(),
+        vault,
         options.cache.config(),
         parts_stop.clone(),
     );
     parts.extend([projecting, following]);
 
     let health = Health { log: log.clone(), query: Some(query.clone()), metrics, stop: stop.clone() };
-    let routes = tidemark_command::routes(CommandState { writer, access })
+    let routes = tidemark_command::routes(CommandState { writer, access, accounts })
         .merge(tidemark_query::routes(query.clone()));
     tracing::info!("the shop is open on http://{}", options.serve.listen);
     let served = serve_until(listener, router(routes, health), &options.serve, stop).await;

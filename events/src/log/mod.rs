@@ -10,6 +10,7 @@
 //! | [`partitions`] | tables made ahead of need |
 //! | [`wake`] | tells readers that the log has grown |
 //! | [`lease`] | what only one process may do at a time |
+//! | [`revocations`] | ended sessions, for every process that checks tokens |
 //!
 //! A writer holds the row `log.head` from before its decision until its commit. Positions therefore become
 //! visible in order and a rollback leaves no hole: whoever asks for `position > n` can never skip an event.
@@ -20,6 +21,7 @@ pub mod lease;
 pub mod load;
 pub mod partitions;
 pub mod read;
+pub mod revocations;
 pub mod snapshots;
 pub mod wake;
 mod wire;

@@ -1,0 +1,239 @@
+//! What the routes of accounts work with: states from the log, secrets beside it, and what proves them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use sqlx::PgPool;
+use tidemark_events::account::AccountRole;
+use tidemark_events::log::Log;
+use tidemark_events::{Fact, Personal, stream};
+use tidemark_http::access::KeyError;
+use tidemark_http::{Actor, Problem, Role, problem};
+use tidemark_vault::{Vault, VaultError};
+use uuid::Uuid;
+
+use super::decider::{Account, EmailClaim, Mailed};
+use super::password::{PasswordConfig, PasswordError, Passwords};
+use super::store::{Lifetimes, Store};
+use super::value::Email;
+
+/// How long a mail that verifies an address can be used, and one that sets a new password.
+const VERIFY_WITHIN: TimeDelta = TimeDelta::hours(24);
+const RESET_WITHIN: TimeDelta = TimeDelta::hours(1);
+
+/// Events of an account that are read at once; it has far fewer.
+const STREAM_PAGE: i64 = 5_000;
+
+/// Bounds of accounts.
+#[derive(Debug, Clone, Default)]
+pub struct AccountsConfig {
+    /// The pool that hashes passwords.
+    pub passwords: PasswordConfig,
+    /// How long tokens hold.
+    pub lifetimes: Lifetimes,
+    /// Roles that need a second factor.
+    pub factor_for: Vec<Role>,
+}
+
+/// Signs access tokens with whichever key is the newest.
+pub type Sign = Arc<dyn Fn(&Actor, Duration) -> Result<String, KeyError> + Send + Sync>;
+
+/// Accounts, as the routes work with them. Cheap to clone.
+#[derive(Clone)]
+pub struct Accounts(Arc<Inner>);
+
+struct Inner {
+    log: Log,
+    store: Store,
+    vault: Vault,
+    passwords: Passwords,
+    sign: Sign,
+    factor_for: Vec<AccountRole>,
+}
+
+impl std::fmt::Debug for Accounts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Accounts")
+    }
+}
+
+/// An account as the log has it now.
+#[derive(Debug, Clone)]
+pub struct Known {
+    /// Its id.
+    pub id: Uuid,
+    /// Its state.
+    pub state: Account,
+    /// Its e-mail address, sealed.
+    pub email: Option<Personal>,
+}
+
+impl Accounts {
+    /// Starts the threads that hash passwords. `pool` leads to the log's database.
+    ///
+    /// # Errors
+    /// [`PasswordError`] when the parameters are none.
+    pub fn new(
+        log: Log,
+        pool: PgPool,
+        vault: Vault,
+        sign: Sign,
+        config: AccountsConfig,
+    ) -> Result<Self, PasswordError> {
+        let passwords = Passwords::start(config.passwords)?;
+        let factor_for = config.factor_for.into_iter().map(event_role).collect();
+        let store = Store::new(pool, config.lifetimes);
+        Ok(Self(Arc::new(Inner { log, store, vault, passwords, sign, factor_for })))
+    }
+
+    /// Secrets beside the log.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    /// The keys of personal data.
+    #[must_use]
+    pub fn vault(&self) -> &Vault {
+        &self.0.vault
+    }
+
+    /// Roles that need a second factor.
+    pub(crate) fn factor_for(&self) -> &[AccountRole] {
+        &self.0.factor_for
+    }
+
+    /// Hashes and compares.
+    #[must_use]
+    pub fn passwords(&self) -> &Passwords {
+        &self.0.passwords
+    }
+
+    /// The stream of the claim on an e-mail address.
+    #[must_use]
+    pub fn claim_of(&self, email: &Email) -> Uuid {
+        stream::claim_of_email(&self.0.vault.keyed_hash("e-mail claim", email.folded().as_bytes()))
+    }
+
+    /// An access token of a session.
+    ///
+    /// # Errors
+    /// 500.
+    pub fn access_token(&self, subject: Uuid, role: Role, session: Uuid) -> Result<String, Problem> {
+        let actor = Actor { subject, role, session: Some(session) };
+        (self.0.sign)(&actor, self.0.store.lifetimes().access).map_err(|error| {
+            tracing::error!(%error, "an access token cannot be signed");
+            Problem::new(&problem::INTERNAL, "no access token can be made")
+        })
+    }
+
+    /// The account that an e-mail address belongs to.
+    ///
+    /// # Errors
+    /// 503.
+    pub async fn by_email(&self, email: &Email) -> Result<Option<Known>, Problem> {
+        let mut claim = EmailClaim::default();
+        for fact in self.facts(self.claim_of(email)).await? {
+            if let Fact::Email(event) = fact {
+                claim.evolve(&event);
+            }
+        }
+        match claim.owner {
+            Some(owner) => self.by_id(owner).await,
+            None => Ok(None),
+        }
+    }
+
+    /// An account.
+    ///
+    /// # Errors
+    /// 503.
+    pub async fn by_id(&self, id: Uuid) -> Result<Option<Known>, Problem> {
+        let mut known: Option<Known> = None;
+        for fact in self.facts(id).await? {
+            let Fact::Account(event) = fact else { continue };
+            let known = known.get_or_insert_with(|| Known { id, state: Account::default(), email: None });
+            if let tidemark_events::fact::AccountEvent::AccountRegistered(registered) = &event {
+                known.email = Some(registered.email.clone());
+            }
+            known.state.evolve(&event);
+        }
+        Ok(known)
+    }
+
+    async fn facts(&self, stream_id: Uuid) -> Result<Vec<Fact>, Problem> {
+        let events = self.0.log.read_stream(stream_id, 0, STREAM_PAGE).await.map_err(|error| {
+            tracing::warn!(%error, "cannot read a stream of accounts");
+            away()
+        })?;
+        let decoded: Result<Vec<Fact>, _> =
+            events.iter().map(tidemark_events::RecordedEvent::decode).collect();
+        decoded.map_err(|error| {
+            tracing::warn!(%error, stream = %stream_id, "a stream of accounts cannot be read");
+            away()
+        })
+    }
+}
+
+/// The state of a pending mail that is asked for now.
+#[must_use]
+pub fn verification_mail(now: DateTime<Utc>) -> Mailed {
+    Mailed { id: Uuid::now_v7(), expires_at: now + VERIFY_WITHIN }
+}
+
+/// The same for a new password.
+#[must_use]
+pub fn reset_mail(now: DateTime<Utc>) -> Mailed {
+    Mailed { id: Uuid::now_v7(), expires_at: now + RESET_WITHIN }
+}
+
+/// A role as events name it.
+#[must_use]
+pub fn event_role(role: Role) -> AccountRole {
+    match role {
+        Role::Customer => AccountRole::Customer,
+        Role::Staff => AccountRole::Staff,
+        Role::Analyst => AccountRole::Analyst,
+        Role::Operator => AccountRole::Operator,
+        Role::Admin => AccountRole::Admin,
+    }
+}
+
+fn away() -> Problem {
+    Problem::new(&problem::UNAVAILABLE, "accounts cannot be read now; nothing was done").with_retry_after(1)
+}
+
+/// The databases' errors, as clients see them.
+pub(crate) fn unavailable(error: &sqlx::Error) -> Problem {
+    tracing::warn!(%error, "the secrets of accounts cannot be read or written");
+    away()
+}
+
+pub(crate) fn vault_problem(error: &VaultError) -> Problem {
+    match error {
+        VaultError::Erased(id) => Problem::new(&problem::NOT_FOUND, format!("there is no account {id}")),
+        VaultError::Database(_) | VaultError::Schema(_) => {
+            tracing::warn!(%error, "the keys of accounts cannot be read or written");
+            away()
+        }
+        _ => {
+            tracing::error!(%error, "personal data cannot be sealed or opened");
+            Problem::new(&problem::INTERNAL, "personal data cannot be read or written")
+        }
+    }
+}
+
+pub(crate) fn password_problem(error: PasswordError) -> Problem {
+    match error {
+        PasswordError::Busy => {
+            metrics::counter!("tidemark_passwords_refused_total").increment(1);
+            Problem::new(&problem::OVERLOADED, "too many log-ins at once; nothing was done")
+                .with_retry_after(1)
+        }
+        PasswordError::Broken => {
+            tracing::error!("a password could not be hashed or compared");
+            Problem::new(&problem::INTERNAL, "the password could not be looked at")
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Sessions that were ended before their access tokens expired, as every process that checks tokens follows them.
+
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use sqlx::PgPool;
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::LogError;
+
+/// The channel on which they are announced.
+pub const CHANNEL: &str = "tidemark_revocations";
+
+/// How often they are asked for without an announcement: within a second everybody knows, even while notifications are
+/// lost.
+const POLL: Duration = Duration::from_millis(500);
+
+/// How far back each question looks behind the newest answer. Rows become visible when they are committed, not when
+/// they are made.
+const OVERLAP: Duration = Duration::from_secs(15);
+
+/// How often all of them are asked for.
+const ALL_EVERY: Duration = Duration::from_secs(60);
+
+/// Follows ended sessions until `stop`, over lost connections, and hands them to `learn`, some more than once, each
+/// with the time until which its tokens may still look good.
+pub async fn follow(
+    direct: PgConnectOptions,
+    stop: CancellationToken,
+    mut learn: impl FnMut(Vec<(Uuid, DateTime<Utc>)>) + Send,
+) {
+    let pool = PgPoolOptions::new()
+        .max_connections(2)
+        .connect_lazy_with(direct.application_name("tidemark revocations"));
+    while !stop.is_cancelled() {
+        let ended = tokio::select! {
+            () = stop.cancelled() => break,
+            ended = follow_on(&pool, &mut learn) => ended,
+        };
+        if let Err(error) = ended {
+            tracing::warn!(%error, "cannot follow ended sessions, trying again");
+        }
+        tokio::time::timeout(POLL, stop.cancelled()).await.ok();
+    }
+    pool.close().await;
+}
+
+async fn follow_on(
+    pool: &PgPool,
+    learn: &mut impl FnMut(Vec<(Uuid, DateTime<Utc>)>),
+) -> Result<(), LogError> {
+    let mut listener = PgListener::connect_with(pool).await?;
+    listener.listen(CHANNEL).await?;
+    let mut newest = DateTime::<Utc>::MIN_UTC;
+    let mut all_at = Instant::now();
+    loop {
+        let since = if newest == DateTime::<Utc>::MIN_UTC || all_at.elapsed() >= ALL_EVERY {
+            all_at = Instant::now();
+            DateTime::<Utc>::UNIX_EPOCH
+        } else {
+            newest - OVERLAP
+        };
+        let rows: Vec<(Uuid, DateTime<Utc>, DateTime<Utc>)> = sqlx::query_as(
+            "SELECT session_id, revoked_at, until FROM accounts.revocations \
+             WHERE revoked_at > $1 AND until > clock_timestamp()",
+        )
+        .bind(since)
+        .fetch_all(pool)
+        .await?;
+        newest = rows.iter().map(|(_, at, _)| *at).max().unwrap_or(DateTime::<Utc>::UNIX_EPOCH).max(newest);
+        if !rows.is_empty() {
+            learn(rows.into_iter().map(|(id, _, until)| (id, until)).collect());
+        }
+        if let Ok(received) = tokio::time::timeout(POLL, listener.try_recv()).await {
+            received?;
+        }
+    }
+}

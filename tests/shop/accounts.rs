@@ -1,0 +1,591 @@
+//! Accounts: registered, verified by mail, logged in, refreshed, ended, erased.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::harness::{Answer, Shop, token, until};
+
+const PASSWORD: &str = "correct horse battery staple";
+const ADMIN: &str = "0190b6a2-8c5e-7c11-b0de-1f0e9a7b0cad";
+
+async fn post(shop: &Shop, path: &str, token: Option<&str>, body: Value) -> Answer {
+    shop.send(Method::POST, path, token, &[], Some(body)).await.unwrap()
+}
+
+async fn put(shop: &Shop, path: &str, token: &str, body: Value) -> Answer {
+    shop.send(Method::PUT, path, Some(token), &[], Some(body)).await.unwrap()
+}
+
+async fn delete(shop: &Shop, path: &str, token: &str) -> Answer {
+    shop.send(Method::DELETE, path, Some(token), &[], None).await.unwrap()
+}
+
+/// Whether the shop takes a token.
+async fn is_taken(shop: &Shop, token: &str) -> bool {
+    shop.get("/v1/orders", Some(token), &[]).await.status == 200
+}
+
+/// The mails to an address so far, each its subject and body, as files.
+fn mails(shop: &Shop, to: &str) -> Vec<(String, String)> {
+    let folder = shop.data.path().join("mails");
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let mut mails: Vec<_> = entries
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "eml"))
+        .map(|path| {
+            // Soft line breaks of quoted-printable.
+            let text = std::fs::read_to_string(&path).unwrap().replace("=\r\n", "").replace("=3D", "=");
+            (path, text)
+        })
+        .filter(|(_, text)| text.contains(&format!("To: {to}\r\n")))
+        .collect();
+    mails.sort();
+    mails
+        .into_iter()
+        .map(|(_, text)| {
+            let (head, body) = text.split_once("\r\n\r\n").unwrap();
+            let subject = head.lines().find_map(|line| line.strip_prefix("Subject: ")).unwrap();
+            (subject.to_owned(), body.to_owned())
+        })
+        .collect()
+}
+
+/// The token of the newest mail to an address with a subject.
+async fn mailed(shop: &Shop, to: &str, subject: &str, count: usize) -> String {
+    until("the mail comes", async || {
+        let mails: Vec<_> = mails(shop, to).into_iter().filter(|(is, _)| is == subject).collect();
+        let (_, body) = mails.get(count - 1)?;
+        body.lines().find(|line| line.trim().len() == 86).map(|line| line.trim().to_owned())
+    })
+    .await
+}
+
+const VERIFY: &str = "Please verify your e-mail address";
+const RESET: &str = "Set a new password";
+
+async fn register(shop: &Shop, email: &str) {
+    let body = json!({ "email": email, "password": PASSWORD, "name": "Ada Lovelace" });
+    let told = post(shop, "/v1/accounts", None, body).await;
+    assert_eq!(told.status, 202, "{}", told.text);
+    let token = mailed(shop, email, VERIFY, 1).await;
+    let verified = post(shop, "/v1/accounts/email-verifications", None, json!({ "token": token })).await;
+    assert_eq!(verified.status, 204, "{}", verified.text);
+}
+
+async fn log_in(shop: &Shop, email: &str, password: &str) -> Answer {
+    post(shop, "/v1/sessions", None, json!({ "email": email, "password": password })).await
+}
+
+/// Logs in and says the account's id and its tokens.
+async fn session(shop: &Shop, email: &str) -> (String, String, String) {
+    let answer = log_in(shop, email, PASSWORD).await;
+    assert_eq!(answer.status, 201, "{}", answer.text);
+    let text = |name: &str| answer.body[name].as_str().unwrap().to_owned();
+    (text("account_id"), text("access_token"), text("refresh_token"))
+}
+
+#[tokio::test]
+async fn somebody_registers_verifies_logs_in_orders_and_reads_it_all_back() {
+    let shop = Shop::open().await;
+    let product = shop.product("ACC", 5).await;
+    let email = "ada@example.org";
+    let body = json!({ "email": email, "password": PASSWORD, "name": "Ada Lovelace" });
+    assert_eq!(post(&shop, "/v1/accounts", None, body).await.status, 202);
+    let early = log_in(&shop, email, PASSWORD).await;
+    assert_eq!((early.status, early.problem()), (403, "email-unverified"));
+    let token = mailed(&shop, email, VERIFY, 1).await;
+    for wrong in ["", "nonsense", &token[1..], &format!("{}A", &token[..85])] {
+        let void = post(&shop, "/v1/accounts/email-verifications", None, json!({ "token": wrong })).await;
+        assert!(void.status == 410 || (wrong.is_empty() && void.status == 422), "{wrong}: {}", void.text);
+    }
+    let verify = json!({ "token": token });
+    assert_eq!(post(&shop, "/v1/accounts/email-verifications", None, verify.clone()).await.status, 204);
+    let again = post(&shop, "/v1/accounts/email-verifications", None, verify).await;
+    assert_eq!((again.status, again.problem()), (410, "link-void"), "once");
+
+    let (id, access, _) = session(&shop, "ADA@Example.org").await;
+    let key = Uuid::now_v7().to_string();
+    let order = json!({ "lines": [{ "product_id": product, "quantity": 2 }] });
+    let placed = shop
+        .send(Method::POST, "/v1/orders", Some(&access), &[("Idempotency-Key", &key)], Some(order))
+        .await
+        .unwrap();
+    assert_eq!(placed.status, 201, "{}", placed.text);
+    let profile = json!({ "name": "Ada King", "phone": "+44 20 7946 0000" });
+    assert_eq!(put(&shop, &format!("/v1/accounts/{id}/profile"), &access, profile).await.status, 204);
+    let address =
+        json!({ "name": "Ada King", "line1": "12 St James's Square", "city": "London", "country": "GB" });
+    let added = post(&shop, &format!("/v1/accounts/{id}/addresses"), Some(&access), address.clone()).await;
+    assert_eq!(added.status, 201, "{}", added.text);
+
+    let account = shop.get(&format!("/v1/accounts/{id}"), Some(&access), &[]).await;
+    assert_eq!(account.status, 200, "{}", account.text);
+    let field = |name: &str| account.body[name].clone();
+    assert_eq!((field("email"), field("name")), (json!(email), json!("Ada King")));
+    assert_eq!((field("phone"), field("role")), (json!("+442079460000"), json!("customer")));
+    assert_eq!(field("addresses")[0]["address"], address);
+    assert_eq!(account.header("cache-control"), "no-store");
+
+    let after = placed.header("tidemark-position").to_owned();
+    let path = format!("/v1/accounts/{id}/export");
+    let export = shop.get(&path, Some(&access), &[("Tidemark-After", &after)]).await;
+    assert_eq!(export.body["orders"][0]["id"], placed.body["id"], "{}", export.text);
+    assert_eq!(export.body["account"]["email"], email);
+    assert_eq!(export.body["sessions"].as_array().unwrap().len(), 1);
+    assert_eq!(export.body["history"][0]["event_type"], "AccountRegistered");
+
+    // Others are told what they would be told of nobody.
+    let random = Uuid::now_v7();
+    let (foreign, nobody) = (format!("/v1/accounts/{id}"), format!("/v1/accounts/{random}"));
+    for path in ["", "/sessions", "/export"] {
+        let foreign = shop.get(&format!("{foreign}{path}"), Some(&shop.customer), &[]).await;
+        let nobody = shop.get(&format!("{nobody}{path}"), Some(&shop.customer), &[]).await;
+        assert_eq!((foreign.status, nobody.status), (404, 404));
+        let without = |answer: &Answer, id: &str| answer.body["detail"].as_str().unwrap().replace(id, "");
+        assert_eq!(without(&foreign, &id), without(&nobody, &random.to_string()));
+    }
+    assert_eq!(put(&shop, &format!("{foreign}/profile"), &shop.customer, json!({})).await.status, 404);
+    let own = shop.get(&foreign, Some(&shop.staff), &[]).await;
+    assert_eq!(own.status, 200, "the staff sees accounts");
+}
+
+#[tokio::test]
+async fn an_address_belongs_to_one_account_and_nobody_else_learns_of_it() {
+    let shop = Shop::open().await;
+    register(&shop, "first@example.org").await;
+    let body = |email: &str| json!({ "email": email, "password": "another long passphrase 77" });
+    let repeated = post(&shop, "/v1/accounts", None, body("First@example.org")).await;
+    let fresh = post(&shop, "/v1/accounts", None, body("second@example.org")).await;
+    assert_eq!((repeated.status, &repeated.body), (fresh.status, &fresh.body));
+    until("the owner is told", async || {
+        mails(&shop, "first@example.org")
+            .iter()
+            .any(|(is, _)| is == "You have an account already")
+            .then_some(())
+    })
+    .await;
+    assert_eq!(log_in(&shop, "first@example.org", "another long passphrase 77").await.status, 401);
+    assert_eq!(log_in(&shop, "first@example.org", PASSWORD).await.status, 201);
+    // Eight at once: one account.
+    let tries = (0..8).map(|n| {
+        let shop = &shop;
+        async move {
+            let password = format!("racing for an address {n}");
+            post(shop, "/v1/accounts", None, json!({ "email": "race@example.org", "password": password }))
+                .await
+                .status
+        }
+    });
+    assert_eq!(futures_util::future::join_all(tries).await, [202; 8]);
+    let pool = shop.pool().await;
+    let claims: i64 = sqlx::query_scalar("SELECT count(*) FROM log.events WHERE event_type = 'EmailClaimed'")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    assert_eq!(claims, 3);
+    until("what nobody needs is removed", async || {
+        let left: (i64, i64) = sqlx::query_as(
+            "SELECT (SELECT count(*) FROM accounts.credentials), (SELECT count(*) FROM vault.keys)",
+        )
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+        (left == (3, 4)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_wrong_password_and_an_unknown_address_have_one_answer() {
+    let shop = Shop::open().await;
+    register(&shop, "known@example.org").await;
+    let wrong = log_in(&shop, "known@example.org", "not the right password").await;
+    let unknown = log_in(&shop, "unknown@example.org", "not the right password").await;
+    assert_eq!((wrong.status, wrong.problem()), (401, "login-refused"));
+    let same = |answer: &Answer| {
+        let mut body = answer.body.clone();
+        body["instance"] = Value::Null;
+        let headers: Vec<_> = answer.headers.keys().map(|name| name.as_str().to_owned()).collect();
+        (answer.status, body, headers)
+    };
+    assert_eq!(same(&wrong), same(&unknown));
+    for weak in ["password1234", "aaaaaaaaaaaaaa", "known@example.org"] {
+        let refused =
+            post(&shop, "/v1/accounts", None, json!({ "email": "known@example.org", "password": weak }))
+                .await;
+        assert_eq!((refused.status, refused.problem()), (422, "weak-password"), "{weak}");
+    }
+    let short =
+        post(&shop, "/v1/accounts", None, json!({ "email": "a@example.org", "password": "short" })).await;
+    assert_eq!(short.status, 422);
+    until("the failure is in the log", async || {
+        let pool = shop.pool().await;
+        let failed: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM log.events WHERE event_type = 'LoginFailed'")
+                .fetch_one(&pool)
+                .await
+                .unwrap();
+        (failed == 1).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_refresh_token_is_used_once_and_a_second_use_ends_the_session() {
+    let shop = Shop::open().await;
+    register(&shop, "fresh@example.org").await;
+    let (_, access, first) = session(&shop, "fresh@example.org").await;
+    let (_, other, _) = session(&shop, "fresh@example.org").await;
+    let refresh = async |token: &str| {
+        post(&shop, "/v1/sessions/refresh", None, json!({ "refresh_token": token })).await
+    };
+    let next = refresh(&first).await;
+    assert_eq!(next.status, 200, "{}", next.text);
+    let second = next.body["refresh_token"].as_str().unwrap().to_owned();
+    assert!(is_taken(&shop, next.body["access_token"].as_str().unwrap()).await);
+    // The answer was lost: the client asks again, and only its newer answer counts.
+    let again = refresh(&first).await;
+    assert_eq!(again.status, 200, "{}", again.text);
+    let third = again.body["refresh_token"].as_str().unwrap().to_owned();
+    assert!(is_taken(&shop, &access).await);
+    // Whoever has the lost one is not the one who has the newer one.
+    let stolen = refresh(&second).await;
+    assert_eq!((stolen.status, stolen.problem()), (401, "refresh-refused"));
+    assert_eq!(refresh(&third).await.status, 401, "the whole family is void");
+    until("its access tokens are refused", async || (!is_taken(&shop, &access).await).then_some(())).await;
+    assert!(is_taken(&shop, &other).await, "another session goes on");
+    until("its owner is told", async || {
+        let told = mails(&shop, "fresh@example.org");
+        told.iter().any(|(is, _)| is == "A session was ended for your safety").then_some(())
+    })
+    .await;
+    for wrong in ["nonsense", &first[1..]] {
+        assert_eq!(refresh(wrong).await.status, 401);
+    }
+    // Two at once: never two that can be used.
+    let (_, _, token) = session(&shop, "fresh@example.org").await;
+    let both = futures_util::future::join(refresh(&token), refresh(&token)).await;
+    let mut left = HashSet::new();
+    for answer in [both.0, both.1] {
+        if answer.status == 200 {
+            left.insert(answer.body["refresh_token"].as_str().unwrap().to_owned());
+        }
+    }
+    let pool = shop.pool().await;
+    let usable: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM accounts.refresh_tokens t JOIN accounts.sessions s USING (session_id) \
+         WHERE t.used_at IS NULL AND s.ended_at IS NULL AND s.session_id = (SELECT max(session_id::text)::uuid \
+         FROM accounts.sessions)",
+    )
+    .fetch_one(&pool)
+    .await
+    .unwrap();
+    assert!(usable <= 1 && !left.is_empty(), "{usable} usable of {left:?}");
+}
+
+#[tokio::test]
+async fn sessions_end_within_a_second_on_every_process() {
+    let shop = Shop::open().await;
+    let other = Shop::on(&shop.url).await;
+    register(&shop, "leaving@example.org").await;
+    let (id, one, refresh_token) = session(&shop, "leaving@example.org").await;
+    let (_, two, _) = session(&shop, "leaving@example.org").await;
+    let (_, three, _) = session(&shop, "leaving@example.org").await;
+    for shop in [&shop, &other] {
+        for token in [&one, &two, &three] {
+            assert!(is_taken(shop, token).await);
+        }
+    }
+    let refused_within = async |token: &str| {
+        let since = Instant::now();
+        until("the token is refused", async || {
+            (!is_taken(&shop, token).await && !is_taken(&other, token).await).then_some(())
+        })
+        .await;
+        assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
+    };
+    assert_eq!(delete(&shop, "/v1/sessions/current", &one).await.status, 204);
+    refused_within(&one).await;
+    assert!(is_taken(&other, &two).await);
+    let late = post(&shop, "/v1/sessions/refresh", None, json!({ "refresh_token": refresh_token })).await;
+    assert_eq!(late.status, 401);
+    // Another password ends all but the session it was set in.
+    let path = format!("/v1/accounts/{id}/password");
+    let wrong = json!({ "current_password": "not the right one", "password": "a new long passphrase 5" });
+    assert_eq!(put(&other, &path, &two, wrong).await.status, 401);
+    let right = json!({ "current_password": PASSWORD, "password": "a new long passphrase 5" });
+    assert_eq!(put(&other, &path, &two, right).await.status, 204);
+    refused_within(&three).await;
+    assert!(is_taken(&shop, &two).await, "the session in which it was changed goes on");
+    assert_eq!(log_in(&shop, "leaving@example.org", PASSWORD).await.status, 401);
+    assert_eq!(log_in(&shop, "leaving@example.org", "a new long passphrase 5").await.status, 201);
+    assert_eq!(delete(&shop, "/v1/sessions", &two).await.status, 204);
+    refused_within(&two).await;
+    // Tokens that operators make are of no session.
+    let none = delete(&shop, "/v1/sessions/current", &shop.staff).await;
+    assert_eq!((none.status, none.problem()), (409, "state-conflict"));
+}
+
+#[tokio::test]
+async fn a_forgotten_password_is_set_anew_by_mail() {
+    let shop = Shop::open().await;
+    let email = "forgetful@example.org";
+    register(&shop, email).await;
+    let (_, access, _) = session(&shop, email).await;
+    let ask = async |email: &str| post(&shop, "/v1/password-resets", None, json!({ "email": email })).await;
+    let (known, unknown) = (ask(email).await, ask("nobody@example.org").await);
+    assert_eq!((known.status, &known.body), (202, &unknown.body));
+    let token = mailed(&shop, email, RESET, 1).await;
+    let finish = async |token: &str| {
+        let body = json!({ "token": token, "password": "remembered from now on 8" });
+        post(&shop, "/v1/password-resets/completion", None, body).await
+    };
+    let verify = post(&shop, "/v1/accounts/email-verifications", None, json!({ "token": token })).await;
+    assert_eq!(verify.status, 410, "a token is for its purpose alone");
+    assert_eq!(finish(&token).await.status, 204);
+    assert_eq!(finish(&token).await.status, 410, "once");
+    until("sessions end", async || (!is_taken(&shop, &access).await).then_some(())).await;
+    assert_eq!(log_in(&shop, email, PASSWORD).await.status, 401);
+    assert_eq!(log_in(&shop, email, "remembered from now on 8").await.status, 201);
+    assert!(mails(&shop, "nobody@example.org").is_empty());
+    let pool = shop.pool().await;
+    let credentials: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM accounts.credentials").fetch_one(&pool).await.unwrap();
+    assert!(credentials <= 2, "{credentials}: what was refused leaves no hash");
+}
+
+#[tokio::test]
+async fn roles_are_given_by_admins_and_bring_new_tokens() {
+    let shop = Shop::open().await;
+    let admin = token("admin", ADMIN).await;
+    register(&shop, "clerk@example.org").await;
+    let (id, access, _) = session(&shop, "clerk@example.org").await;
+    let path = format!("/v1/accounts/{id}/role");
+    for (asker, status) in [(&access, 403), (&shop.staff, 403), (&shop.customer, 403)] {
+        assert_eq!(put(&shop, &path, asker, json!({ "role": "admin" })).await.status, status);
+    }
+    assert_eq!(put(&shop, &path, &admin, json!({ "role": "root" })).await.status, 422);
+    assert_eq!(put(&shop, &path, &admin, json!({ "role": "staff" })).await.status, 204);
+    until("old tokens are refused", async || (!is_taken(&shop, &access).await).then_some(())).await;
+    let answer = log_in(&shop, "clerk@example.org", PASSWORD).await;
+    assert_eq!(answer.body["role"], "staff");
+    let staff = answer.body["access_token"].as_str().unwrap();
+    let price = json!({ "amount": 1, "currency": "EUR" });
+    let made =
+        post(&shop, "/v1/products", Some(staff), json!({ "sku": "R", "name": "R", "price": price })).await;
+    assert_eq!(made.status, 201);
+    // Deactivated by the staff, and back.
+    let path = format!("/v1/accounts/{id}/deactivation");
+    assert_eq!(shop.send(Method::POST, &path, Some(&shop.customer), &[], None).await.unwrap().status, 404);
+    assert_eq!(post(&shop, &path, Some(&shop.staff), json!({ "reason": "left" })).await.status, 204);
+    until("its tokens are refused", async || (!is_taken(&shop, staff).await).then_some(())).await;
+    let refused = log_in(&shop, "clerk@example.org", PASSWORD).await;
+    assert_eq!((refused.status, refused.problem()), (401, "login-refused"));
+    assert_eq!(delete(&shop, &path, &shop.staff).await.status, 204);
+    assert_eq!(log_in(&shop, "clerk@example.org", PASSWORD).await.status, 201);
+}
+
+/// Six digits of RFC 6238, made here.
+fn code(secret: &str, at: i64) -> String {
+    use aws_lc_rs::hmac;
+    const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
+    let mut bits = 0_u64;
+    let mut count = 0;
+    let mut key = Vec::new();
+    for letter in secret.trim_end_matches('=').bytes() {
+        bits = bits << 5 | LETTERS.iter().position(|l| *l == letter).unwrap() as u64;
+        count += 5;
+        if count >= 8 {
+            count -= 8;
+            key.push((bits >> count) as u8);
+        }
+    }
+    let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, &key);
+    let digest = hmac::sign(&key, &(at / 30).to_be_bytes());
+    let digest = digest.as_ref();
+    let offset = usize::from(digest[19] & 15);
+    let number = u32::from_be_bytes(digest[offset..offset + 4].try_into().unwrap()) & 0x7fff_ffff;
+    format!("{:06}", number % 1_000_000)
+}
+
+#[tokio::test]
+async fn a_second_factor_is_asked_for_and_no_code_is_taken_twice() {
+    let shop = Shop::open().await;
+    let email = "careful@example.org";
+    register(&shop, email).await;
+    let (id, access, _) = session(&shop, email).await;
+    let path = format!("/v1/accounts/{id}/second-factor");
+    assert_eq!(
+        post(&shop, &path, Some(&access), json!({ "password": "not the right one" })).await.status,
+        401
+    );
+    let factor = post(&shop, &path, Some(&access), json!({ "password": PASSWORD })).await;
+    assert_eq!(factor.status, 201, "{}", factor.text);
+    let secret = factor.body["secret"].as_str().unwrap();
+    assert!(
+        factor.body["url"]
+            .as_str()
+            .unwrap()
+            .starts_with("otpauth://totp/Tidemark:careful%40example.org?secret=")
+    );
+    assert_eq!(log_in(&shop, email, PASSWORD).await.status, 201, "not before it is confirmed");
+    let confirm = async |code: &str| {
+        let body = json!({ "factor_id": factor.body["factor_id"], "one_time_code": code });
+        put(&shop, &format!("{path}/confirmation"), &access, body).await
+    };
+    assert_eq!(confirm("000000").await.status, 422);
+    let now = chrono::Utc::now().timestamp();
+    assert_eq!(confirm(&code(secret, now)).await.status, 204);
+    let with = async |name: &str, value: &str| {
+        let mut body = json!({ "email": email, "password": PASSWORD });
+        body[name] = json!(value);
+        post(&shop, "/v1/sessions", None, body).await
+    };
+    let without = log_in(&shop, email, PASSWORD).await;
+    assert_eq!((without.status, without.problem()), (401, "second-factor-required"));
+    assert_eq!(
+        with("one_time_code", &code(secret, now)).await.status,
+        401,
+        "it was taken for the confirmation"
+    );
+    let next = code(secret, now + 30);
+    assert_eq!(with("one_time_code", &next).await.status, 201);
+    assert_eq!(with("one_time_code", &next).await.status, 401, "once");
+    let recovery = factor.body["recovery_codes"][3].as_str().unwrap();
+    assert_eq!(with("recovery_code", recovery).await.status, 201);
+    assert_eq!(with("recovery_code", recovery).await.status, 401, "once");
+    assert_eq!(with("recovery_code", "nonsense").await.status, 401);
+    let removal = format!("{path}/removal");
+    assert_eq!(post(&shop, &removal, Some(&access), json!({ "password": PASSWORD })).await.status, 204);
+    assert_eq!(log_in(&shop, email, PASSWORD).await.status, 201);
+    // The secret stands nowhere in clear.
+    let pool = shop.pool().await;
+    let stored: String =
+        sqlx::query_scalar("SELECT secret FROM accounts.factors LIMIT 1").fetch_one(&pool).await.unwrap();
+    assert!(stored.starts_with("v1.") && !stored.contains(secret));
+}
+
+/// Every table of the database that has a text in it.
+async fn tables_with(shop: &Shop, text: &str) -> Vec<String> {
+    let pool = shop.pool().await;
+    let tables: Vec<String> = sqlx::query_scalar(
+        "SELECT quote_ident(schemaname) || '.' || quote_ident(tablename) FROM pg_tables \
+         WHERE schemaname NOT IN ('pg_catalog', 'information_schema')",
+    )
+    .fetch_all(&pool)
+    .await
+    .unwrap();
+    let mut found = Vec::new();
+    for table in tables {
+        let sql = format!("SELECT count(*) FROM {table} t WHERE position(lower($1) IN lower(t::text)) > 0");
+        let count: i64 =
+            sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).bind(text).fetch_one(&pool).await.unwrap();
+        if count > 0 {
+            found.push(table);
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn an_erased_person_is_nowhere_and_the_log_stays_valid() {
+    let shop = Shop::open().await;
+    let product = shop.product("ERASE", 5).await;
+    let email = "forgetme@example.org";
+    register(&shop, email).await;
+    let (id, access, refresh_token) = session(&shop, email).await;
+    let address =
+        json!({ "name": "Grace Canary", "line1": "Canary Lane 99", "city": "Canaryville", "country": "US" });
+    assert_eq!(
+        post(&shop, &format!("/v1/accounts/{id}/addresses"), Some(&access), address).await.status,
+        201
+    );
+    let profile = json!({ "name": "Grace Canary", "phone": "+15550001999" });
+    assert_eq!(put(&shop, &format!("/v1/accounts/{id}/profile"), &access, profile).await.status, 204);
+    let key = Uuid::now_v7().to_string();
+    let order = json!({ "lines": [{ "product_id": product, "quantity": 1 }] });
+    let placed = shop
+        .send(Method::POST, "/v1/orders", Some(&access), &[("Idempotency-Key", &key)], Some(order))
+        .await
+        .unwrap();
+    assert_eq!(placed.status, 201);
+    let canaries =
+        ["forgetme", "Grace Canary", "Canary Lane", "Canaryville", "5550001999", PASSWORD, &refresh_token];
+    // Not even before: nothing personal rests in clear text.
+    for canary in canaries {
+        assert_eq!(tables_with(&shop, canary).await, Vec::<String>::new(), "{canary}");
+    }
+    let pool = shop.pool().await;
+    let before: (i64, Option<String>) = sqlx::query_as(
+        "SELECT count(*), md5(string_agg(position || payload::text, ',' ORDER BY position)) FROM log.events",
+    )
+    .fetch_one(&pool)
+    .await
+    .unwrap();
+
+    let path = format!("/v1/accounts/{id}/erasure");
+    assert_eq!(post(&shop, &path, Some(&shop.customer), json!({ "password": PASSWORD })).await.status, 404);
+    assert_eq!(post(&shop, &path, Some(&access), json!({})).await.status, 422);
+    assert_eq!(
+        post(&shop, &path, Some(&access), json!({ "password": "not the right one" })).await.status,
+        401
+    );
+    assert_eq!(post(&shop, &path, Some(&access), json!({ "password": PASSWORD })).await.status, 204);
+
+    until("the key is destroyed", async || {
+        let erased: bool =
+            sqlx::query_scalar("SELECT wrapped IS NULL FROM vault.keys WHERE subject = $1::uuid")
+                .bind(&id)
+                .fetch_one(&pool)
+                .await
+                .unwrap();
+        erased.then_some(())
+    })
+    .await;
+    until("its tokens are refused", async || (!is_taken(&shop, &access).await).then_some(())).await;
+    for statement in [
+        "SELECT count(*) FROM accounts.credentials WHERE account_id = $1::uuid",
+        "SELECT count(*) FROM accounts.factors WHERE account_id = $1::uuid",
+        "SELECT count(*) FROM accounts.sessions WHERE account_id = $1::uuid AND ended_at IS NULL",
+    ] {
+        let left: i64 = sqlx::query_scalar(statement).bind(&id).fetch_one(&pool).await.unwrap();
+        assert_eq!(left, 0, "{statement}");
+    }
+    assert_eq!(log_in(&shop, email, PASSWORD).await.status, 401);
+    assert_eq!(shop.get(&format!("/v1/accounts/{id}"), Some(&shop.staff), &[]).await.status, 404);
+    let order_id = placed.body["id"].as_str().unwrap();
+    let kept = shop.get(&format!("/v1/orders/{order_id}"), Some(&shop.staff), &[]).await;
+    assert_eq!(kept.status, 200, "what was bought stays, without its person");
+    // The log is as it was, and reads on.
+    let after: Option<String> = sqlx::query_scalar(
+        "SELECT md5(string_agg(position || payload::text, ',' ORDER BY position)) FROM log.events WHERE position <= $1",
+    )
+    .bind(before.0)
+    .fetch_one(&pool)
+    .await
+    .unwrap();
+    assert_eq!(before.1, after);
+    let analyst = token("analyst", ADMIN).await;
+    let replay = shop.get("/v1/events", Some(&analyst), &[]).await;
+    assert!(replay.text.contains("AccountErased"));
+    for canary in canaries {
+        assert_eq!(tables_with(&shop, canary).await, Vec::<String>::new(), "{canary}");
+        assert!(!replay.text.contains(canary), "{canary}");
+    }
+    shop.caught_up().await;
+    crate::harness::audit(&pool).await;
+    // The address is free again, for another person.
+    let body = json!({ "email": email, "password": PASSWORD });
+    assert_eq!(post(&shop, "/v1/accounts", None, body).await.status, 202);
+    let token = mailed(&shop, email, VERIFY, 2).await;
+    assert_eq!(
+        post(&shop, "/v1/accounts/email-verifications", None, json!({ "token": token })).await.status,
+        204
+    );
+    let (another, ..) = session(&shop, email).await;
+    assert_ne!(another, id);
+}
