@@ -95,7 +95,12 @@ fn main() -> ExitCode {
         .enable_all()
         .build()
         .map_err(ChaosError::io("starting the runtime"))
-        .and_then(|runtime| runtime.block_on(whole(arguments)));
+        .and_then(|runtime| {
+            let done = runtime.block_on(whole(arguments));
+            // When it was stopped while it read the topic, nobody waits for that any more.
+            runtime.shutdown_background();
+            done
+        });
     match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

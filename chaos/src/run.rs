@@ -31,6 +31,9 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(30);
 /// How long views, replica and topic may take to come to the log's end.
 const CATCH_UP_WITHIN: Duration = Duration::from_secs(60);
 
+/// How long all checks may take, and as long again as the run: it has so much more to look at.
+const JUDGE_WITHIN: Duration = Duration::from_secs(300);
+
 /// Ports of a cluster, one after the other.
 const PORTS: u16 = 20;
 
@@ -95,7 +98,8 @@ pub(crate) async fn run(options: &Options, stopped: &CancellationToken) -> Resul
         done = on(options, &cluster, links) => done,
         () = stopped.cancelled() => Err(ChaosError::Wrong("stopped".to_owned())),
     };
-    cluster.stop().await?;
+    let stopped_all = cluster.stop().await;
+    let done = done.and_then(|report| stopped_all.map(|()| report));
     match done {
         Ok(report) => Ok(Done { report, dir }),
         Err(error) => {
@@ -114,8 +118,7 @@ async fn on(options: &Options, cluster: &Arc<Cluster>, links: Links) -> Result<R
     let load = Load { seed: options.seed, shoppers: options.shoppers, rate: options.rate };
     let drive = Drive::begin(cluster.front(), signer.clone(), load, began).await?;
     tokio::time::sleep(QUIET).await;
-    let supervision = CancellationToken::new();
-    let supervisor = tokio::spawn(Arc::clone(cluster).supervise(supervision.clone()));
+    tokio::spawn(Arc::clone(cluster).supervise());
     let arena = Arc::new(Arena::new(Arc::clone(cluster), links, Arc::clone(&drive.stage), began));
     let plan = Plan::new(options.seed, cluster, options.gone_for, &options.only);
     arena.strike(plan, options.time, options.least.commands).await;
@@ -125,9 +128,12 @@ async fn on(options: &Options, cluster: &Arc<Cluster>, links: Links) -> Result<R
     let lasted = began.elapsed();
     let seen = tail.end().await?;
     let mut checks = vec![recovered];
-    judge(options, cluster, &signer, &history, &seen, &mut checks).await?;
-    supervision.cancel();
-    supervisor.await.ok();
+    let within = JUDGE_WITHIN + options.time;
+    tokio::time::timeout(within, judge(options, cluster, &signer, &history, &seen, &mut checks))
+        .await
+        .map_err(|_| {
+            ChaosError::TooLong(format!("the checks did not end within {} s", within.as_secs()))
+        })??;
     let mut alone = Check::new("no process ended by itself");
     let ends = cluster.ended_by_themselves().into_iter().map(|(member, said)| format!("{member}: {said}"));
     alone.expect_none(cluster.members().len() as u64, ends);
