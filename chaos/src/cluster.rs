@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -127,6 +127,21 @@ impl Cluster {
         self.members.iter().filter(|name| name.starts_with(beginning)).cloned().collect()
     }
 
+    /// The directory that holds everything of it.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.settings.dir
+    }
+
+    /// A member's program and its arguments; nothing if it does not run.
+    pub(crate) fn command_line(&self, member: &str) -> Vec<String> {
+        self.process(member).map(command_line).unwrap_or_default()
+    }
+
+    /// A member may end for a reason of ours, without being killed.
+    pub(crate) fn forgive(&self, member: &str) {
+        self.watch(member, |watched| watched.killed = Some(Instant::now()));
+    }
+
     /// The port a member listens on.
     ///
     /// # Errors
@@ -182,7 +197,7 @@ impl Cluster {
     pub(crate) async fn kill_below(&self, member: &str, fits: &str, choice: usize) {
         let Some(pid) = self.process(member) else { return };
         let below: Vec<Pid> =
-            tree_of(pid).into_iter().filter(|pid| command_line(*pid).contains(fits)).collect();
+            tree_of(pid).into_iter().filter(|pid| command_line(*pid).join(" ").contains(fits)).collect();
         if let Some(pid) = below.get(choice % below.len().max(1)) {
             end(*pid).await;
         }
@@ -342,9 +357,10 @@ async fn end(pid: Pid) {
     }
 }
 
-fn command_line(pid: Pid) -> String {
+fn command_line(pid: Pid) -> Vec<String> {
     let bytes = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
-    String::from_utf8_lossy(&bytes).replace('\0', " ")
+    let words = bytes.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
+    words.filter(|word| !word.is_empty()).collect()
 }
 
 /// All processes below one.

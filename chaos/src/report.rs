@@ -121,15 +121,7 @@ impl Report {
 
     /// What was not reached, one line each; none: it passed.
     pub(crate) fn failures(&self) -> Vec<String> {
-        let mut failures = Vec::new();
-        for check in &self.checks {
-            if check.mismatched > 0 {
-                failures.push(format!("{}: {} of {}", check.name, check.mismatched, check.compared));
-                failures.extend(check.examples.iter().map(|example| format!("    {example}")));
-            } else if check.compared == 0 {
-                failures.push(format!("{}: nothing was compared", check.name));
-            }
-        }
+        let mut failures = failed_checks(&self.checks);
         for (bound, cost) in self.bounds() {
             match cost {
                 Some(cost) if cost.longest_write > bound.within * self.least.patience => {
@@ -207,10 +199,7 @@ impl Report {
                 cost.map_or_else(|| right(""), |cost| right(cost.write_errors)),
             ]);
         }
-        let mut checks = table(["invariant", "compared", "mismatched"]);
-        for check in &self.checks {
-            checks.add_row(vec![Cell::new(check.name), right(check.compared), right(check.mismatched)]);
-        }
+        let checks = checks_table(&self.checks);
         println!("{faults}\n{answers}\n{bounds}\n{checks}");
         let (mut refused, mut unknown) = (0, 0);
         for intent in &self.history.intents {
@@ -238,6 +227,44 @@ impl Report {
         for failure in &failures {
             println!("{failure}");
         }
-        println!("{}", if failures.is_empty() { "passed" } else { "FAILED" });
+        println!("{}", verdict(&failures));
     }
+}
+
+/// Prints checks that belong to no report; whether all of them hold.
+#[expect(clippy::print_stdout, reason = "the report is what this program is for")]
+pub(crate) fn print_checks(checks: &[Check]) -> bool {
+    println!("{}", checks_table(checks));
+    let failures = failed_checks(checks);
+    for failure in &failures {
+        println!("{failure}");
+    }
+    println!("{}", verdict(&failures));
+    failures.is_empty()
+}
+
+fn checks_table(checks: &[Check]) -> Table {
+    let mut rows = table(["invariant", "compared", "mismatched"]);
+    for check in checks {
+        rows.add_row(vec![Cell::new(check.name), right(check.compared), right(check.mismatched)]);
+    }
+    rows
+}
+
+/// Checks that do not hold, or that looked at nothing, one line each and their examples below.
+fn failed_checks(checks: &[Check]) -> Vec<String> {
+    let mut failures = Vec::new();
+    for check in checks {
+        if check.mismatched > 0 {
+            failures.push(format!("{}: {} of {}", check.name, check.mismatched, check.compared));
+            failures.extend(check.examples.iter().map(|example| format!("    {example}")));
+        } else if check.compared == 0 {
+            failures.push(format!("{}: nothing was compared", check.name));
+        }
+    }
+    failures
+}
+
+fn verdict(failures: &[String]) -> &'static str {
+    if failures.is_empty() { "passed" } else { "FAILED" }
 }
