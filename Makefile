@@ -34,7 +34,7 @@ cluster-stop:         ## ends it
 
 chaos: setup-cluster  ## kills every part of a cluster under load, and checks what is left; CHAOS_ARGS="--seed N"
 	$(CARGO) build --release --locked -p tidemark -p tidemark-chaos
-	$(built)/release/tidemark-chaos $(CHAOS_ARGS)
+	$(built)/release/tidemark-chaos --long $(CHAOS_ARGS)
 
 chaos-planted: setup-cluster  ## plants bugs, one at a time, and has each found
 	$(CARGO) build --locked -p tidemark -p tidemark-chaos --features tidemark/planted

@@ -2,7 +2,6 @@
 //! copied while it is in use, which is what is left when the power goes. Both need root and a kernel that mounts them.
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use crate::error::ChaosError;
 
-/// Written at once when a disk is filled.
-const BLOCK: usize = 64 * 1024;
+/// How often it is tried to take a disk's room before somebody else takes some.
+const FILLS: usize = 20;
 
 /// How often a disk is copied until nothing was written to it meanwhile.
 const COPIES: usize = 10;
@@ -38,6 +37,7 @@ pub(crate) enum Kind {
 #[derive(Debug)]
 pub(crate) struct Disk {
     at: PathBuf,
+    kind: Kind,
     /// The file that holds it, if it is in one.
     image: Option<PathBuf>,
     mounted: AtomicBool,
@@ -65,13 +65,14 @@ impl Disk {
             Kind::Plain => return Ok(None),
             Kind::Small(megabytes) => {
                 let size = format!("size={megabytes}m,mode=755");
-                Self::mount(&at, None, Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]))?
+                let mut command = Command::new("mount");
+                Self::mount(&at, kind, None, command.args(["-t", "tmpfs", "-o", &size, "tmpfs"]))?
             }
             Kind::Image(megabytes) => {
                 let image = dir.join(format!("{member}.image"));
                 call(Command::new("truncate").arg(format!("--size={megabytes}M")).arg(&image))?;
                 call(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image))?;
-                Self::of_image(&image, &at)?
+                Self::mount(&at, kind, Some(&image), Command::new("mount").args(["-o", "loop"]).arg(&image))?
             }
         };
         make_dir(&disk.data())?;
@@ -80,18 +81,19 @@ impl Disk {
         Ok(Some(disk))
     }
 
-    /// Mounts a file that holds a disk.
+    /// Mounts a copy of it.
     ///
     /// # Errors
     /// [`ChaosError::Disk`].
-    pub(crate) fn of_image(image: &Path, at: &Path) -> Result<Self, ChaosError> {
-        Self::mount(at, Some(image), Command::new("mount").args(["-o", "loop"]).arg(image))
+    pub(crate) fn of_copy(&self, image: &Path, at: &Path) -> Result<Self, ChaosError> {
+        Self::mount(at, self.kind, Some(image), Command::new("mount").args(["-o", "loop"]).arg(image))
     }
 
-    fn mount(at: &Path, image: Option<&Path>, command: &mut Command) -> Result<Self, ChaosError> {
+    fn mount(at: &Path, kind: Kind, image: Option<&Path>, command: &mut Command) -> Result<Self, ChaosError> {
         make_dir(at)?;
         call(command.arg(at))?;
-        Ok(Self { at: at.to_owned(), image: image.map(Path::to_owned), mounted: AtomicBool::new(true) })
+        let (at, image) = (at.to_owned(), image.map(Path::to_owned));
+        Ok(Self { at, kind, image, mounted: AtomicBool::new(true) })
     }
 
     /// Where a member's data is on it.
@@ -141,22 +143,38 @@ impl Disk {
         }
     }
 
-    /// Leaves no room on it.
-    pub(crate) fn fill(&self) {
-        let block = vec![0xc5; BLOCK];
-        // It ends when there is no room: that is the aim.
-        if let Ok(mut file) = fs::File::create(self.ballast()) {
-            while file.write_all(&block).is_ok() {}
+    /// Leaves no room on a small one: it becomes as small as what is on it.
+    ///
+    /// # Errors
+    /// [`ChaosError::Disk`].
+    pub(crate) fn fill(&self) -> Result<(), ChaosError> {
+        let mut attempts = 1..=FILLS;
+        loop {
+            let used = call(Command::new("df").args(["--block-size=1", "--output=used"]).arg(&self.at))?;
+            let used = used.lines().last().unwrap_or_default().trim().to_owned();
+            // More may be on it by now; then it does not become so small.
+            match self.resize(&used) {
+                Err(error) if attempts.next().is_none() => return Err(error),
+                Err(_) => {}
+                Ok(()) => return Ok(()),
+            }
         }
     }
 
     /// Gives the room back.
-    pub(crate) fn free(&self) {
-        fs::remove_file(self.ballast()).ok();
+    ///
+    /// # Errors
+    /// [`ChaosError::Disk`].
+    pub(crate) fn free(&self) -> Result<(), ChaosError> {
+        let Kind::Small(megabytes) = self.kind else {
+            return Err(ChaosError::Disk("it is not in memory".to_owned()));
+        };
+        self.resize(&format!("{megabytes}m"))
     }
 
-    fn ballast(&self) -> PathBuf {
-        self.at.join("ballast")
+    fn resize(&self, size: &str) -> Result<(), ChaosError> {
+        let option = format!("remount,size={size}");
+        call(Command::new("mount").args(["-o", &option]).arg(&self.at)).map(drop)
     }
 
     /// Takes it away, once.
@@ -199,4 +217,34 @@ fn call(command: &mut Command) -> Result<String, ChaosError> {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     Err(ChaosError::Disk(format!("{name}: {}", String::from_utf8_lossy(&output.stderr).trim())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where disks can be mounted.
+    #[test]
+    fn a_disk_is_filled_and_a_copy_has_what_came_to_the_disk() {
+        if Disk::can_be_mounted().is_err() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let small = Disk::make(dir.path(), "small", Kind::Small(TRIAL)).unwrap().unwrap();
+        let write = |name: &str| fs::write(small.data().join(name), vec![7; 1 << 20]);
+        write("before").unwrap();
+        small.fill().unwrap();
+        assert!(write("full").is_err());
+        small.free().unwrap();
+        write("after").unwrap();
+
+        let image = Disk::make(dir.path(), "image", Kind::Image(TRIAL)).unwrap().unwrap();
+        fs::write(image.data().join("kept"), "kept").unwrap();
+        image.settle().unwrap();
+        fs::write(image.data().join("lost"), "lost").unwrap();
+        image.copy(&dir.path().join("copy")).unwrap();
+        let copy = image.of_copy(&dir.path().join("copy"), &dir.path().join("at")).unwrap();
+        assert_eq!(fs::read_to_string(copy.data().join("kept")).unwrap(), "kept");
+        assert!(fs::read(copy.data().join("lost")).unwrap_or_default().is_empty());
+    }
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 use tokio::sync::RwLock;
+use tokio::task::block_in_place;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
@@ -366,10 +367,12 @@ impl Arena {
             Fault::DiskFull(time) => {
                 let Some(disk) = &self.disk else { return Vec::new() };
                 cluster.forgive(LOG);
-                tokio::task::block_in_place(|| disk.fill());
+                let filled = block_in_place(|| disk.fill());
                 tokio::time::sleep(time).await;
                 cluster.forgive(LOG);
-                disk.free();
+                if let Err(error) = filled.and_then(|()| block_in_place(|| disk.free())) {
+                    tracing::error!(%error, "a disk could not be filled, or not be freed again");
+                }
                 vec![LOG.to_owned()]
             }
             Fault::Everything => {

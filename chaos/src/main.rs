@@ -39,6 +39,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+use check::Check;
 use disk::Disk;
 use error::ChaosError;
 use report::Least;
@@ -160,11 +161,11 @@ async fn whole(arguments: Arguments) -> Result<bool, ChaosError> {
     if !arguments.long {
         return Ok(passed);
     }
-    Ok(long(&options, &stopped).await? && passed)
+    Ok(long(&options, arguments.keep, &stopped).await? && passed)
 }
 
 /// A full disk, and one that loses its power.
-async fn long(options: &Options, stopped: &CancellationToken) -> Result<bool, ChaosError> {
+async fn long(options: &Options, keep: bool, stopped: &CancellationToken) -> Result<bool, ChaosError> {
     if let Err(error) = Disk::can_be_mounted() {
         tracing::warn!(%error, "left out: a full disk and a power cut need root and loop devices");
         return Ok(true);
@@ -177,7 +178,14 @@ async fn long(options: &Options, stopped: &CancellationToken) -> Result<bool, Ch
         least,
         ..options.clone()
     };
-    let filled = print(run::run(&full, stopped).await?, false);
+    let mut done = run::run(&full, stopped).await?;
+    let mut refused = Check::new("commands are refused while the disk is full");
+    let answers = &done.report.history.answers;
+    refused.expect(answers.keys().any(|(_, outcome)| outcome == "503"), || {
+        "none was refused: the disk was not full".to_owned()
+    });
+    done.report.checks.push(refused);
+    let filled = print(done, keep);
     let checks = power::run(options, stopped).await?;
     Ok(report::print_checks(&checks) && filled)
 }

@@ -118,7 +118,7 @@ async fn cut(
         let copying = began.elapsed() - at;
         cluster.go_on(MEMBER);
         copied?;
-        let left = recover(cluster, &image, &cluster.dir().join(format!("cut-{number}"))).await?;
+        let left = recover(cluster, disk, &image, &cluster.dir().join(format!("cut-{number}"))).await?;
         let commands = left.as_ref().map(HashSet::len);
         tracing::info!(number, waits, copying = copying.as_secs_f32(), ?commands, "the power was cut");
         fs::remove_file(&image).map_err(ChaosError::io("removing a copy"))?;
@@ -140,10 +140,11 @@ async fn set_fsync_off(cluster: &Cluster) -> Result<(), ChaosError> {
 /// Starts a server on a copy of the disk, and returns the traces of all commands in its log; or why it has none.
 async fn recover(
     cluster: &Cluster,
+    disk: &Disk,
     image: &Path,
     at: &Path,
 ) -> Result<Result<HashSet<Uuid>, String>, ChaosError> {
-    let disk = block_in_place(|| Disk::of_image(image, at))?;
+    let disk = block_in_place(|| disk.of_copy(image, at))?;
     // It names the server that still runs on the original. A machine that comes up again has no such process.
     fs::remove_file(disk.data().join("postmaster.pid")).ok();
     let port = run::free_ports(1)?;
