@@ -32,9 +32,9 @@ cluster: setup-cluster   ## the shop as many processes, with Kafka and nginx, on
 cluster-stop:         ## ends it
 	scripts/cluster stop
 
-chaos: setup-cluster  ## kills every part of a cluster under load, and checks what is left; CHAOS_ARGS="--seed N"
+chaos: setup-cluster  ## kills every part of a cluster under load, fills its disk, cuts its power, and checks what is left; CHAOS_ARGS="--seed N"
 	$(CARGO) build --release --locked -p tidemark -p tidemark-chaos
-	$(built)/release/tidemark-chaos $(CHAOS_ARGS)
+	$(built)/release/tidemark-chaos --long $(CHAOS_ARGS)
 
 chaos-planted: setup-cluster  ## plants bugs, one at a time, and has each found
 	$(CARGO) build --locked -p tidemark -p tidemark-chaos --features tidemark/planted

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -55,6 +55,8 @@ pub(crate) struct Cluster {
     settings: Settings,
     members: Vec<String>,
     watched: Mutex<BTreeMap<String, Watched>>,
+    /// Nobody is launched any more.
+    over: CancellationToken,
 }
 
 /// What the supervisor knows of a member.
@@ -80,7 +82,7 @@ impl Cluster {
         let printed = script(&settings, &["members"], LAUNCH_WITHIN).await?;
         let members: Vec<String> = printed.split_whitespace().map(str::to_owned).collect();
         let watched = members.iter().map(|member| (member.clone(), Watched::default())).collect();
-        Ok(Arc::new(Self { settings, members, watched: Mutex::new(watched) }))
+        Ok(Arc::new(Self { settings, members, watched: Mutex::new(watched), over: CancellationToken::new() }))
     }
 
     /// Ends all members in order.
@@ -88,6 +90,13 @@ impl Cluster {
     /// # Errors
     /// [`ChaosError::Script`].
     pub(crate) async fn stop(&self) -> Result<(), ChaosError> {
+        self.over.cancel();
+        // Whoever holds the lock has not seen that it is over, and may still pause or launch somebody.
+        drop(self.lock());
+        let end = Instant::now() + LAUNCH_WITHIN;
+        while self.is_launching() && Instant::now() < end {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
         // Who is paused cannot end in order.
         for member in &self.members {
             self.go_on(member);
@@ -116,6 +125,21 @@ impl Cluster {
     /// Members whose names begin so.
     pub(crate) fn like(&self, beginning: &str) -> Vec<String> {
         self.members.iter().filter(|name| name.starts_with(beginning)).cloned().collect()
+    }
+
+    /// The directory that holds everything of it.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.settings.dir
+    }
+
+    /// A member's program and its arguments; nothing if it does not run.
+    pub(crate) fn command_line(&self, member: &str) -> Vec<String> {
+        self.process(member).map(command_line).unwrap_or_default()
+    }
+
+    /// A member may end for a reason of ours, without being killed.
+    pub(crate) fn forgive(&self, member: &str) {
+        self.watch(member, |watched| watched.killed = Some(Instant::now()));
     }
 
     /// The port a member listens on.
@@ -173,7 +197,7 @@ impl Cluster {
     pub(crate) async fn kill_below(&self, member: &str, fits: &str, choice: usize) {
         let Some(pid) = self.process(member) else { return };
         let below: Vec<Pid> =
-            tree_of(pid).into_iter().filter(|pid| command_line(*pid).contains(fits)).collect();
+            tree_of(pid).into_iter().filter(|pid| command_line(*pid).join(" ").contains(fits)).collect();
         if let Some(pid) = below.get(choice % below.len().max(1)) {
             end(*pid).await;
         }
@@ -190,9 +214,13 @@ impl Cluster {
         self.watch(member, |watched| watched.away = false);
     }
 
-    /// Stops a member and all processes below it from running, without their knowing.
+    /// Stops a member and all processes below it from running, without their knowing; nobody once the cluster is being
+    /// stopped, when nobody would let it go on.
     pub(crate) fn pause(&self, member: &str) {
-        self.signal_tree(member, Signal::STOP);
+        let _watched = self.lock();
+        if !self.over.is_cancelled() {
+            self.signal_tree(member, Signal::STOP);
+        }
     }
 
     /// Lets a paused member run again.
@@ -207,31 +235,39 @@ impl Cluster {
         }
     }
 
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Watched>> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn watch(&self, member: &str, change: impl FnOnce(&mut Watched)) {
-        let mut all = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.lock();
         if let Some(watched) = all.get_mut(member) {
             change(watched);
         }
     }
 
-    /// Launches whoever has ended, at once, until `stop`.
-    pub(crate) async fn supervise(self: Arc<Self>, stop: CancellationToken) {
-        while !stop.is_cancelled() {
+    /// Launches whoever has ended, at once, until the cluster is stopped.
+    pub(crate) async fn supervise(self: Arc<Self>) {
+        while !self.over.is_cancelled() {
             for member in &self.members {
                 if self.process(member).is_none() && self.begin_launch(member) {
                     let (cluster, member) = (Arc::clone(&self), member.clone());
                     tokio::spawn(async move { cluster.launch(&member).await });
                 }
             }
-            tokio::time::timeout(LOOK_EVERY, stop.cancelled()).await.ok();
+            tokio::time::timeout(LOOK_EVERY, self.over.cancelled()).await.ok();
         }
+    }
+
+    fn is_launching(&self) -> bool {
+        self.lock().values().any(|watched| watched.launching)
     }
 
     /// Whether a member that does not run is to be launched now. Notes an end that nobody asked for.
     fn begin_launch(&self, member: &str) -> bool {
-        let mut all = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.lock();
         let Some(watched) = all.get_mut(member) else { return false };
-        if watched.away || watched.launching {
+        if watched.away || watched.launching || self.over.is_cancelled() {
             return false;
         }
         let left_behind = member.starts_with("postgres") || member == "nginx";
@@ -269,7 +305,7 @@ impl Cluster {
 
     /// Members that ended without anybody having killed them, with what they said.
     pub(crate) fn ended_by_themselves(&self) -> Vec<(String, String)> {
-        let all = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = self.lock();
         let ends = |(member, watched): (&String, &Watched)| {
             watched.ended_by_itself.iter().map(|said| (member.clone(), said.clone())).collect::<Vec<_>>()
         };
@@ -286,6 +322,8 @@ async fn script(settings: &Settings, arguments: &[&str], within: Duration) -> Re
         .env("TIDEMARK_CLUSTER_PORT", settings.first_port.to_string())
         .envs(settings.environment.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
+        // Out of reach of Ctrl-C: a member that it has started and not yet noted would be left running.
+        .process_group(0)
         .kill_on_drop(true);
     let output = tokio::time::timeout(within, command.output())
         .await
@@ -319,9 +357,10 @@ async fn end(pid: Pid) {
     }
 }
 
-fn command_line(pid: Pid) -> String {
+fn command_line(pid: Pid) -> Vec<String> {
     let bytes = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
-    String::from_utf8_lossy(&bytes).replace('\0', " ")
+    let words = bytes.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
+    words.filter(|word| !word.is_empty()).collect()
 }
 
 /// All processes below one.

@@ -20,6 +20,9 @@ pub(crate) enum ChaosError {
     /// Kafka did not answer.
     #[error("reading the topic: {0}")]
     Kafka(#[from] rdkafka::error::KafkaError),
+    /// A disk cannot be made, mounted or copied.
+    #[error("a disk of its own: {0}")]
+    Disk(String),
     /// Redis did not answer.
     #[error("reading Redis: {0}")]
     Redis(#[from] redis::RedisError),

@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 use tokio::sync::RwLock;
+use tokio::task::block_in_place;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
+use crate::disk::Disk;
 use crate::drive::Stage;
 use crate::log;
 use crate::proxy::{Link, Weather};
@@ -27,6 +29,15 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// How long one question whether a member is ready may take.
 const ASK_WITHIN: Duration = Duration::from_secs(1);
+
+/// The member whose disk can be filled.
+const LOG: &str = "postgres-log";
+
+/// How long a disk has no room.
+const FULL_FOR: Duration = Duration::from_secs(6);
+
+/// The fault that needs a disk of its own, which no run has that does not ask for it.
+pub(crate) const DISK_FULL: &str = "disk of postgres-log full";
 
 /// The longest a member is paused, and a link is disturbed.
 const LONGEST_PAUSE: Duration = Duration::from_millis(2_500);
@@ -59,6 +70,8 @@ pub(crate) enum Fault {
     Gone(Vec<String>, Duration),
     /// kill -9 of all processes at once.
     Everything,
+    /// The disk of the log's PostgreSQL has no room left.
+    DiskFull(Duration),
 }
 
 /// Which link.
@@ -93,6 +106,7 @@ impl Fault {
             }
             Self::Gone(members, _) => format!("{} gone", members.join(" and ")),
             Self::Everything => "kill -9 everything".to_owned(),
+            Self::DiskFull(_) => DISK_FULL.to_owned(),
         }
     }
 }
@@ -175,6 +189,9 @@ impl Plan {
         writes.push(Fault::KillSession("postgres-log".to_owned(), 0));
         writes.extend([Fault::KillLeader, Fault::PauseLeader(LONGEST_PAUSE)]);
         writes.extend(disturb(Way::Log));
+        if only.iter().any(|word| word == DISK_FULL) {
+            writes.push(Fault::DiskFull(FULL_FOR));
+        }
         let mut views = both(cluster.like("projector-"));
         views.extend(both(cluster.like("query-")));
         let mut below = Vec::new();
@@ -202,6 +219,7 @@ impl Plan {
 pub(crate) struct Arena {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) links: Links,
+    disk: Option<Arc<Disk>>,
     pub(crate) stage: Arc<Stage>,
     pub(crate) began: Instant,
     http: reqwest::Client,
@@ -212,11 +230,18 @@ pub(crate) struct Arena {
 
 impl Arena {
     /// Nothing has struck yet.
-    pub(crate) fn new(cluster: Arc<Cluster>, links: Links, stage: Arc<Stage>, began: Instant) -> Self {
+    pub(crate) fn new(
+        cluster: Arc<Cluster>,
+        links: Links,
+        disk: Option<Arc<Disk>>,
+        stage: Arc<Stage>,
+        began: Instant,
+    ) -> Self {
         let http = reqwest::Client::builder().timeout(ASK_WITHIN).pool_max_idle_per_host(0).build();
         Self {
             cluster,
             links,
+            disk,
             stage,
             began,
             http: http.unwrap_or_default(),
@@ -338,6 +363,17 @@ impl Arena {
                     cluster.let_back(member);
                 }
                 members
+            }
+            Fault::DiskFull(time) => {
+                let Some(disk) = &self.disk else { return Vec::new() };
+                cluster.forgive(LOG);
+                let filled = block_in_place(|| disk.fill());
+                tokio::time::sleep(time).await;
+                cluster.forgive(LOG);
+                if let Err(error) = filled.and_then(|()| block_in_place(|| disk.free())) {
+                    tracing::error!(%error, "a disk could not be filled, or not be freed again");
+                }
+                vec![LOG.to_owned()]
             }
             Fault::Everything => {
                 futures_util::future::join_all(

@@ -261,21 +261,12 @@ impl Fold {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::event;
+    use crate::log::{event, received};
 
     #[test]
     fn states_are_found_as_they_were_at_a_position() {
         let product = Uuid::from_u128(7);
-        let received = |position, version, quantity| {
-            event(
-                position,
-                70,
-                version,
-                "StockReceived",
-                json!({ "product_id": product, "quantity": quantity }),
-            )
-        };
-        let fold = Fold::of(&[received(3, 1, 5), received(9, 2, 4)]);
+        let fold = Fold::of(&[received(3, 1, product, 5), received(9, 2, product, 4)]);
         let stock =
             |position| at(&fold.stocks[&product], position, |stock| stock.position).map(Stock::available);
         assert_eq!([2, 3, 8, 9, 100].map(stock), [None, Some(5), Some(5), Some(9), Some(9)]);

@@ -174,3 +174,10 @@ pub(crate) fn event(
         partition_key: Uuid::from_u128(stream),
     }
 }
+
+/// Units that came into a product's stock, for tests.
+#[cfg(test)]
+pub(crate) fn received(position: i64, version: i64, product: Uuid, quantity: i64) -> Event {
+    let payload = serde_json::json!({ "product_id": product, "quantity": quantity });
+    event(position, 70, version, "StockReceived", payload)
+}

@@ -10,11 +10,13 @@
 //! | [`log`], [`fold`] | the log, and what it adds up to, written a second time |
 //! | [`check`] | what must hold |
 //! | [`run`], [`report`] | the order of a run, and what it came to |
+//! | [`disk`], [`power`] | the long form: a disk that is full, and one that loses its power |
 //! | [`planted`] | whether bugs that are planted on purpose are found |
 
 mod access;
 mod check;
 mod cluster;
+mod disk;
 mod drive;
 mod error;
 mod faults;
@@ -22,6 +24,7 @@ mod fold;
 mod history;
 mod log;
 mod planted;
+mod power;
 mod proxy;
 mod report;
 mod run;
@@ -36,9 +39,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+use check::Check;
+use disk::Disk;
 use error::ChaosError;
 use report::Least;
-use run::Options;
+use run::{Done, Options};
 
 /// Acknowledged commands that a minute must bring, and faults that any run must have.
 const LEAST_COMMANDS_A_MINUTE: u64 = 20_000;
@@ -46,6 +51,10 @@ const LEAST_FAULTS: usize = 40;
 
 /// From this length on Kafka and Redis are gone for a whole minute.
 const WHOLE: u64 = 170;
+
+/// How long faults strike while the disk of the log's PostgreSQL is filled again and again, and its size.
+const DISK_FULL_RUN: Duration = Duration::from_secs(30);
+const DISK_MEGABYTES: u32 = 1_000;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -65,6 +74,9 @@ struct Arguments {
     /// Commands a second of all of them together, while nothing is broken
     #[arg(long, default_value_t = 1_500.0)]
     rate: f64,
+    /// Also fills the disk of the log's PostgreSQL, and cuts its power; needs root
+    #[arg(long)]
+    long: bool,
     /// Only faults whose names hold one of these, with commas between
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -95,7 +107,12 @@ fn main() -> ExitCode {
         .enable_all()
         .build()
         .map_err(ChaosError::io("starting the runtime"))
-        .and_then(|runtime| runtime.block_on(whole(arguments)));
+        .and_then(|runtime| {
+            let done = runtime.block_on(whole(arguments));
+            // When it was stopped while it read the topic, nobody waits for that any more.
+            runtime.shutdown_background();
+            done
+        });
     match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -128,6 +145,7 @@ async fn whole(arguments: Arguments) -> Result<bool, ChaosError> {
         script: PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/cluster")),
         program: arguments.program.map_or_else(beside, Ok)?,
         environment: Vec::new(),
+        disk: disk::Kind::Plain,
         least: Least {
             commands: if whole { LEAST_COMMANDS_A_MINUTE * arguments.seconds / 60 } else { 1 },
             faults: if whole { LEAST_FAULTS } else { 1 },
@@ -139,14 +157,48 @@ async fn whole(arguments: Arguments) -> Result<bool, ChaosError> {
     if let Some(names) = arguments.planted {
         return planted::find_all(&options, &names, &stopped).await;
     }
-    let done = run::run(&options, &stopped).await?;
+    let passed = print(run::run(&options, &stopped).await?, arguments.keep);
+    if !arguments.long {
+        return Ok(passed);
+    }
+    Ok(long(&options, arguments.keep, &stopped).await? && passed)
+}
+
+/// A full disk, and one that loses its power.
+async fn long(options: &Options, keep: bool, stopped: &CancellationToken) -> Result<bool, ChaosError> {
+    if let Err(error) = Disk::can_be_mounted() {
+        tracing::warn!(%error, "left out: a full disk and a power cut need root and loop devices");
+        return Ok(true);
+    }
+    let least = Least { commands: 1, faults: 1, bounds: false, patience: options.least.patience };
+    let full = Options {
+        time: DISK_FULL_RUN,
+        only: vec![faults::DISK_FULL.to_owned()],
+        disk: disk::Kind::Small(DISK_MEGABYTES),
+        least,
+        ..options.clone()
+    };
+    let mut done = run::run(&full, stopped).await?;
+    let mut refused = Check::new("commands are refused while the disk is full");
+    let answers = &done.report.history.answers;
+    refused.expect(answers.keys().any(|(_, outcome)| outcome == "503"), || {
+        "none was refused: the disk was not full".to_owned()
+    });
+    done.report.checks.push(refused);
+    let filled = print(done, keep);
+    let checks = power::run(options, stopped).await?;
+    Ok(report::print_checks(&checks) && filled)
+}
+
+/// Prints a run's report and keeps its directory if it failed or `keep` says so; whether it passed.
+fn print(done: Done, keep: bool) -> bool {
     done.report.print();
     let passed = done.report.failures().is_empty();
-    if arguments.keep || !passed {
+    if keep || !passed {
         let kept = done.dir.keep();
         tracing::info!(dir = %kept.display(), "the cluster's directory is kept");
     }
-    Ok(passed)
+    passed
 }
 
 /// The service's program, built into the same directory.

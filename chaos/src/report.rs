@@ -73,6 +73,8 @@ pub(crate) struct Report {
 #[derive(Debug, Default, Clone, Copy)]
 struct Cost {
     longest_write: Duration,
+    /// When that wait began.
+    longest_write_from: Duration,
     write_errors: u64,
     longest_read: Duration,
     read_errors: u64,
@@ -105,12 +107,16 @@ impl Report {
             for wait in waits {
                 let Some(fault) = cause(&self.struck, wait.from, wait.to, writes) else { continue };
                 let cost = costs.entry(&fault.name).or_default();
+                let waited = wait.to.saturating_sub(wait.from);
+                if writes && waited > cost.longest_write {
+                    cost.longest_write_from = wait.from;
+                }
                 let (longest, errors) = if writes {
                     (&mut cost.longest_write, &mut cost.write_errors)
                 } else {
                     (&mut cost.longest_read, &mut cost.read_errors)
                 };
-                *longest = (*longest).max(wait.to.saturating_sub(wait.from));
+                *longest = (*longest).max(waited);
                 *errors += u64::from(wait.errors);
             }
         };
@@ -121,22 +127,15 @@ impl Report {
 
     /// What was not reached, one line each; none: it passed.
     pub(crate) fn failures(&self) -> Vec<String> {
-        let mut failures = Vec::new();
-        for check in &self.checks {
-            if check.mismatched > 0 {
-                failures.push(format!("{}: {} of {}", check.name, check.mismatched, check.compared));
-                failures.extend(check.examples.iter().map(|example| format!("    {example}")));
-            } else if check.compared == 0 {
-                failures.push(format!("{}: nothing was compared", check.name));
-            }
-        }
+        let mut failures = failed_checks(&self.checks);
         for (bound, cost) in self.bounds() {
             match cost {
                 Some(cost) if cost.longest_write > bound.within * self.least.patience => {
                     failures.push(format!(
-                        "{}: nothing could be written for {:.2} s, the bound is {:.0} s",
+                        "{}: nothing could be written for {:.2} s from {:.2} s on, the bound is {:.0} s",
                         bound.what,
                         cost.longest_write.as_secs_f64(),
+                        cost.longest_write_from.as_secs_f64(),
                         (bound.within * self.least.patience).as_secs_f64()
                     ))
                 }
@@ -166,9 +165,9 @@ impl Report {
         let costs = self.costs();
         let cost = |bound: &Bound| {
             let of: Vec<&Cost> = bound.faults.iter().filter_map(|fault| costs.get(fault)).collect();
-            let longest_write = of.iter().map(|cost| cost.longest_write).max()?;
+            let longest = of.iter().max_by_key(|cost| cost.longest_write)?;
             let write_errors = of.iter().map(|cost| cost.write_errors).sum();
-            Some(Cost { longest_write, write_errors, ..Cost::default() })
+            Some(Cost { write_errors, ..**longest })
         };
         BOUNDS.iter().map(|bound| (bound, cost(bound))).collect()
     }
@@ -198,19 +197,17 @@ impl Report {
         for ((what, outcome), count) in &self.history.answers {
             answers.add_row(vec![Cell::new(what), Cell::new(outcome), right(count)]);
         }
-        let mut bounds = table(["when", "no write for", "at most", "refused"]);
+        let mut bounds = table(["when", "no write for", "from", "at most", "refused"]);
         for (bound, cost) in self.bounds() {
             bounds.add_row(vec![
                 Cell::new(bound.what),
                 cost.map_or_else(|| right("not measured"), |cost| seconds(cost.longest_write)),
+                cost.map_or_else(|| right(""), |cost| seconds(cost.longest_write_from)),
                 seconds(bound.within * self.least.patience),
                 cost.map_or_else(|| right(""), |cost| right(cost.write_errors)),
             ]);
         }
-        let mut checks = table(["invariant", "compared", "mismatched"]);
-        for check in &self.checks {
-            checks.add_row(vec![Cell::new(check.name), right(check.compared), right(check.mismatched)]);
-        }
+        let checks = checks_table(&self.checks);
         println!("{faults}\n{answers}\n{bounds}\n{checks}");
         let (mut refused, mut unknown) = (0, 0);
         for intent in &self.history.intents {
@@ -238,6 +235,44 @@ impl Report {
         for failure in &failures {
             println!("{failure}");
         }
-        println!("{}", if failures.is_empty() { "passed" } else { "FAILED" });
+        println!("{}", verdict(&failures));
     }
+}
+
+/// Prints checks that belong to no report; whether all of them hold.
+#[expect(clippy::print_stdout, reason = "the report is what this program is for")]
+pub(crate) fn print_checks(checks: &[Check]) -> bool {
+    println!("{}", checks_table(checks));
+    let failures = failed_checks(checks);
+    for failure in &failures {
+        println!("{failure}");
+    }
+    println!("{}", verdict(&failures));
+    failures.is_empty()
+}
+
+fn checks_table(checks: &[Check]) -> Table {
+    let mut rows = table(["invariant", "compared", "mismatched"]);
+    for check in checks {
+        rows.add_row(vec![Cell::new(check.name), right(check.compared), right(check.mismatched)]);
+    }
+    rows
+}
+
+/// Checks that do not hold, or that looked at nothing, one line each and their examples below.
+fn failed_checks(checks: &[Check]) -> Vec<String> {
+    let mut failures = Vec::new();
+    for check in checks {
+        if check.mismatched > 0 {
+            failures.push(format!("{}: {} of {}", check.name, check.mismatched, check.compared));
+            failures.extend(check.examples.iter().map(|example| format!("    {example}")));
+        } else if check.compared == 0 {
+            failures.push(format!("{}: nothing was compared", check.name));
+        }
+    }
+    failures
+}
+
+fn verdict(failures: &[String]) -> &'static str {
+    if failures.is_empty() { "passed" } else { "FAILED" }
 }

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::access::Signer;
 use crate::check::{self, Check};
 use crate::cluster::{Cluster, Settings};
+use crate::disk::{self, Disk};
 use crate::drive::tail::{Seen, Tail};
 use crate::drive::{Drive, Load};
 use crate::error::ChaosError;
@@ -31,6 +32,9 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(30);
 /// How long views, replica and topic may take to come to the log's end.
 const CATCH_UP_WITHIN: Duration = Duration::from_secs(60);
 
+/// How long all checks may take, and as long again as the run: it has so much more to look at.
+const JUDGE_WITHIN: Duration = Duration::from_secs(300);
+
 /// Ports of a cluster, one after the other.
 const PORTS: u16 = 20;
 
@@ -47,6 +51,8 @@ pub(crate) struct Options {
     pub(crate) script: PathBuf,
     pub(crate) program: PathBuf,
     pub(crate) environment: Vec<(String, String)>,
+    /// Which disk the log's PostgreSQL is on.
+    pub(crate) disk: disk::Kind,
     pub(crate) least: Least,
     /// Whether one check that fails is enough, and later ones are left out.
     pub(crate) to_the_first: bool,
@@ -63,11 +69,31 @@ pub(crate) struct Done {
 /// # Errors
 /// [`ChaosError`] when it could not be made, or not be judged.
 pub(crate) async fn run(options: &Options, stopped: &CancellationToken) -> Result<Done, ChaosError> {
+    let (dir, report) =
+        in_cluster(options, stopped, async |cluster, links, disk| on(options, cluster, links, disk).await)
+            .await?;
+    Ok(Done { report, dir })
+}
+
+/// Does something with a cluster of its own, which is stopped afterwards, also when `stopped` ends it early. Returns the
+/// directory that holds everything of it, too; after an error it is kept.
+///
+/// # Errors
+/// [`ChaosError`] when there is no such cluster; what `work` returns.
+pub(crate) async fn in_cluster<T>(
+    options: &Options,
+    stopped: &CancellationToken,
+    work: impl AsyncFnOnce(&Arc<Cluster>, Links, Option<&Arc<Disk>>) -> Result<T, ChaosError>,
+) -> Result<(TempDir, T), ChaosError> {
+    let was_stopped = || ChaosError::Wrong("stopped".to_owned());
+    if stopped.is_cancelled() {
+        return Err(was_stopped());
+    }
     let dir = tempfile::Builder::new()
         .prefix("tidemark-chaos-")
         .tempdir()
         .map_err(ChaosError::io("making a directory"))?;
-    let first_port = free_ports()?;
+    let first_port = free_ports(PORTS)?;
     let links = Links {
         log: Link::to(dir.path().join("postgres-log.port")).await?,
         views: Link::to(dir.path().join("postgres-views.port")).await?,
@@ -82,6 +108,7 @@ pub(crate) async fn run(options: &Options, stopped: &CancellationToken) -> Resul
         first_port,
         environment,
     };
+    let disk = Disk::make(dir.path(), "postgres-log", options.disk)?.map(Arc::new);
     tracing::info!(dir = %dir.path().display(), first_port, "starting a cluster");
     let started = Cluster::start(settings.clone()).await;
     let cluster = match started {
@@ -92,12 +119,15 @@ pub(crate) async fn run(options: &Options, stopped: &CancellationToken) -> Resul
         }
     };
     let done = tokio::select! {
-        done = on(options, &cluster, links) => done,
-        () = stopped.cancelled() => Err(ChaosError::Wrong("stopped".to_owned())),
+        done = work(&cluster, links, disk.as_ref()) => done,
+        () = stopped.cancelled() => Err(was_stopped()),
     };
-    cluster.stop().await?;
-    match done {
-        Ok(report) => Ok(Done { report, dir }),
+    let ended = cluster.stop().await;
+    if let Some(disk) = disk {
+        tokio::task::block_in_place(|| disk.unmount());
+    }
+    match done.and_then(|done| ended.map(|()| done)) {
+        Ok(done) => Ok((dir, done)),
         Err(error) => {
             let kept = dir.keep();
             tracing::error!(dir = %kept.display(), "the run broke off, its directory is kept");
@@ -107,16 +137,21 @@ pub(crate) async fn run(options: &Options, stopped: &CancellationToken) -> Resul
 }
 
 /// A run on a cluster that has just been started.
-async fn on(options: &Options, cluster: &Arc<Cluster>, links: Links) -> Result<Report, ChaosError> {
+async fn on(
+    options: &Options,
+    cluster: &Arc<Cluster>,
+    links: Links,
+    disk: Option<&Arc<Disk>>,
+) -> Result<Report, ChaosError> {
     let began = Instant::now();
     let signer = Signer::new(&cluster.secret()?);
     let tail = Tail::begin(cluster.port("postgres-log")?);
     let load = Load { seed: options.seed, shoppers: options.shoppers, rate: options.rate };
     let drive = Drive::begin(cluster.front(), signer.clone(), load, began).await?;
     tokio::time::sleep(QUIET).await;
-    let supervision = CancellationToken::new();
-    let supervisor = tokio::spawn(Arc::clone(cluster).supervise(supervision.clone()));
-    let arena = Arc::new(Arena::new(Arc::clone(cluster), links, Arc::clone(&drive.stage), began));
+    tokio::spawn(Arc::clone(cluster).supervise());
+    let stage = Arc::clone(&drive.stage);
+    let arena = Arc::new(Arena::new(Arc::clone(cluster), links, disk.cloned(), stage, began));
     let plan = Plan::new(options.seed, cluster, options.gone_for, &options.only);
     arena.strike(plan, options.time, options.least.commands).await;
     tracing::info!(accepted = drive.stage.accepted(), "the faults are over");
@@ -125,9 +160,12 @@ async fn on(options: &Options, cluster: &Arc<Cluster>, links: Links) -> Result<R
     let lasted = began.elapsed();
     let seen = tail.end().await?;
     let mut checks = vec![recovered];
-    judge(options, cluster, &signer, &history, &seen, &mut checks).await?;
-    supervision.cancel();
-    supervisor.await.ok();
+    let within = JUDGE_WITHIN + options.time;
+    tokio::time::timeout(within, judge(options, cluster, &signer, &history, &seen, &mut checks))
+        .await
+        .map_err(|_| {
+            ChaosError::TooLong(format!("the checks did not end within {} s", within.as_secs()))
+        })??;
     let mut alone = Check::new("no process ended by itself");
     let ends = cluster.ended_by_themselves().into_iter().map(|(member, said)| format!("{member}: {said}"));
     alone.expect_none(cluster.members().len() as u64, ends);
@@ -271,15 +309,18 @@ async fn topic(cluster: &Cluster, events: Vec<Event>, head: i64) -> Result<Vec<C
     read.await.map_err(|error| ChaosError::Wrong(format!("reading the topic ended badly: {error}")))?
 }
 
-/// The first of enough ports that nobody listens on.
-fn free_ports() -> Result<u16, ChaosError> {
+/// The first of some ports, one after the other, that nobody listens on.
+///
+/// # Errors
+/// [`ChaosError::Wrong`] when there are none.
+pub(crate) fn free_ports(count: u16) -> Result<u16, ChaosError> {
     let free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
     for _ in 0..200 {
         // Below the ports that the system gives to whoever connects.
         let first = fastrand::u16(10_000..32_000);
-        if (first..first + PORTS).all(free) {
+        if (first..first + count).all(free) {
             return Ok(first);
         }
     }
-    Err(ChaosError::Wrong(format!("there are no {PORTS} free ports one after the other")))
+    Err(ChaosError::Wrong(format!("there are no {count} free ports one after the other")))
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 use tidemark_events::log::{Lease, Log};
+use tidemark_events::planted;
 use tidemark_views::body::{self, Kind, Tables};
 use tidemark_views::feed::{self, Change, End};
 use tidemark_views::instance::State;
@@ -217,7 +218,7 @@ impl Turn {
                 _ => continue,
             };
             if change.instance == live {
-                keys.extend(change.keys.iter().copied());
+                keys.extend(change.keys.iter().copied().filter(|_| !planted::sometimes("stale-redis")));
             }
         }
         (products.into_iter().collect(), orders.into_iter().collect())

@@ -164,21 +164,11 @@ fn version_at(order: &Order, position: i64) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::event;
-    use serde_json::json;
+    use crate::log::received;
 
     fn fold() -> Fold {
         let product = Uuid::from_u128(7);
-        let received = |position, version, quantity| {
-            event(
-                position,
-                70,
-                version,
-                "StockReceived",
-                json!({ "product_id": product, "quantity": quantity }),
-            )
-        };
-        Fold::of(&[received(1, 1, 5), received(2, 2, 4)])
+        Fold::of(&[received(1, 1, product, 5), received(2, 2, product, 4)])
     }
 
     fn failed(after: Option<i64>, version: i64, received: i64) -> Vec<&'static str> {

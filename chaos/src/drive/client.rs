@@ -142,18 +142,22 @@ impl Client {
         Ok(accepted)
     }
 
-    /// Has something done, and notes how long that took. Returns when its last attempt was sent, if it was done.
+    /// Has something done, and notes how long that took. Returns when its last attempt was sent and the answer, if it was
+    /// done.
     pub(crate) async fn timed_command(
         &mut self,
         actor: Actor,
         ask: Ask,
-    ) -> Result<Option<Duration>, ChaosError> {
+    ) -> Result<Option<(Duration, Accepted)>, ChaosError> {
         let (intent, _) = self.submit(actor, ask).await?;
         let wait = Wait { from: intent.sent, to: intent.done, errors: intent.attempts - 1 };
-        let accepted = matches!(intent.end, End::Accepted(_));
+        let accepted = match &intent.end {
+            End::Accepted(accepted) => Some((self.last_sent, accepted.clone())),
+            _ => None,
+        };
         self.history.write_waits.push(wait);
         self.history.intents.push(intent);
-        Ok(accepted.then_some(self.last_sent))
+        Ok(accepted)
     }
 
     async fn submit(&mut self, actor: Actor, ask: Ask) -> Result<(Intent, Option<Reply>), ChaosError> {

@@ -144,12 +144,10 @@ impl Drive {
             clients.spawn(shopper::companion(Client::new(&shop, seeds.u64(..))?, wishes));
         }
         for product in &made[PLENTY + SCARCE..] {
-            clients.spawn(probe::write(
-                Client::new(&shop, seeds.u64(..))?,
-                Arc::clone(&stage),
-                *product,
-                over.clone(),
-            ));
+            let (reads, wishes) = shopper::wishes();
+            let client = Client::new(&shop, seeds.u64(..))?;
+            clients.spawn(probe::write(client, reads, Arc::clone(&stage), *product, over.clone()));
+            clients.spawn(shopper::companion(Client::new(&shop, seeds.u64(..))?, wishes));
         }
         for product in made.iter().take(READ_PROBES) {
             clients.spawn(probe::read(Client::new(&shop, seeds.u64(..))?, *product, over.clone()));

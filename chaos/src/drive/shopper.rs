@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const WAITING_READS: usize = 4;
 
 /// Something to be read: by whom, what, and behind which position.
-type Wish = (Option<Actor>, Target, Option<(i32, i64)>);
+pub(super) type Wish = (Option<Actor>, Target, Option<(i32, i64)>);
 
 struct Shopper {
     client: Client,
@@ -51,7 +51,7 @@ struct Shopper {
     told: Option<(i32, i64)>,
 }
 
-/// Reads what a shopper wants to see, until it ends.
+/// Reads what somebody who writes wants to see, until that one ends.
 pub(super) async fn companion(
     mut client: Client,
     mut wishes: mpsc::Receiver<Wish>,
