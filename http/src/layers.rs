@@ -18,8 +18,10 @@ use futures_util::{FutureExt, poll};
 use metrics::{Counter, Histogram};
 use tokio::sync::Semaphore;
 
-use crate::compression;
+use crate::client::{Client, Proxies};
+use crate::limits::{Class, RateLimits};
 use crate::problem::{self, Problem};
+use crate::{client, compression, limits};
 
 /// Bounds of the web side.
 #[derive(Debug, Clone, Copy)]
@@ -48,15 +50,29 @@ impl Default for Limits {
     }
 }
 
+/// What a process is told about its place in front of clients.
+#[derive(Debug, Clone)]
+pub struct Front {
+    /// How often somebody may ask.
+    pub rates: RateLimits,
+    /// Whose word about a client's address counts.
+    pub proxies: Proxies,
+}
+
 #[derive(Clone)]
 struct Gate {
     space: Arc<Semaphore>,
     answer_within: Duration,
+    front: Arc<Front>,
 }
 
 /// Puts all layers around a router, and problems in the place of its bare 404 and 405.
-pub fn finish(router: Router, limits: &Limits) -> Router {
-    let gate = Gate { space: Arc::new(Semaphore::new(limits.requests)), answer_within: limits.answer_within };
+pub fn finish(router: Router, limits: &Limits, front: Front) -> Router {
+    let gate = Gate {
+        space: Arc::new(Semaphore::new(limits.requests)),
+        answer_within: limits.answer_within,
+        front: Arc::new(front),
+    };
     router
         .fallback(async || Problem::new(&problem::NOT_FOUND, "there is nothing under this path"))
         .method_not_allowed_fallback(async || {
@@ -65,41 +81,56 @@ pub fn finish(router: Router, limits: &Limits) -> Router {
         .layer(middleware::from_fn_with_state(gate, pass))
 }
 
-async fn pass(State(gate): State<Gate>, request: Request, next: Next) -> Response {
+async fn pass(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let method = method_index(request.method());
     let path = request.extensions().get::<MatchedPath>().cloned();
-    let mut response = match gate.space.try_acquire() {
-        Err(_) => Problem::new(&problem::OVERLOADED, "too many requests at once")
-            .with_retry_after(1)
-            .into_response(),
-        Ok(_space) => {
-            let mut answer = pin!(AssertUnwindSafe(compression::answer(request, next)).catch_unwind());
-            // What a cache answers is there at once, and needs no timer.
-            let answered = match poll!(&mut answer) {
-                Poll::Ready(answer) => Ok(answer),
-                Poll::Pending => tokio::time::timeout(gate.answer_within, answer).await,
-            };
-            match answered {
-                Ok(Ok(response)) => response,
-                Ok(Err(_panic)) => Problem::new(&problem::INTERNAL, "a fault of the service").into_response(),
-                Err(_elapsed) => Problem::new(&problem::UNAVAILABLE, "the answer took too long")
-                    .with_retry_after(1)
-                    .into_response(),
+    let route = path.as_ref().map_or("unmatched", MatchedPath::as_str);
+    let address = gate.front.proxies.client(client::peer(request.extensions()), request.headers());
+    let charged = Class::of(request.method(), route)
+        .and_then(|class| Some((class, gate.front.rates.charge(class, address, limits::cost(route))?)));
+    let mut response = match charged {
+        Some((_, Err(refusal))) => refusal.refused().into_response(),
+        charged => {
+            request.extensions_mut().insert(Client { address, rates: gate.front.rates.clone() });
+            let mut response = answer(&gate, request, next).await;
+            if let Some((class, Ok(standing))) = charged
+                // Reads are answered too often to be told each time what hardly anybody comes near to.
+                && !(class == Class::Reads && standing.is_comfortable())
+            {
+                standing.tell(response.headers_mut());
             }
+            response
         }
     };
     let headers = response.headers_mut();
     for (name, value) in &SECURITY {
         headers.entry(name).or_insert_with(|| value.clone());
     }
-    record(
-        path.as_ref().map_or("unmatched", MatchedPath::as_str),
-        method,
-        response.status().as_u16(),
-        started,
-    );
+    record(route, method, response.status().as_u16(), started);
     response
+}
+
+/// The answer to a request that may come, within the bounds of how many there are and how long it takes.
+async fn answer(gate: &Gate, request: Request, next: Next) -> Response {
+    let Ok(_space) = gate.space.try_acquire() else {
+        return Problem::new(&problem::OVERLOADED, "too many requests at once")
+            .with_retry_after(1)
+            .into_response();
+    };
+    let mut answer = pin!(AssertUnwindSafe(compression::answer(request, next)).catch_unwind());
+    // What a cache answers is there at once, and needs no timer.
+    let answered = match poll!(&mut answer) {
+        Poll::Ready(answer) => Ok(answer),
+        Poll::Pending => tokio::time::timeout(gate.answer_within, answer).await,
+    };
+    match answered {
+        Ok(Ok(response)) => response,
+        Ok(Err(_panic)) => Problem::new(&problem::INTERNAL, "a fault of the service").into_response(),
+        Err(_elapsed) => Problem::new(&problem::UNAVAILABLE, "the answer took too long")
+            .with_retry_after(1)
+            .into_response(),
+    }
 }
 
 /// Sent with every answer that does not bring its own. The API is no page: nothing may be loaded or framed.

@@ -5,20 +5,26 @@
 //! | [`problem`] | every error a client can get, as RFC 9457 problems, documented one by one |
 //! | [`access`] | signed access tokens: issuing, verifying, roles |
 //! | [`extract`] | requests parsed at the rim: strict JSON, keys, versions, ids |
+//! | [`client`] | who is at the other end, through trusted proxies |
+//! | [`limits`] | how often an address or an account may ask |
 //! | [`layers`] | what every request passes: limits, headers, metrics, panics |
 //! | [`metrics`] | the Prometheus registry |
 //! | [`server`] | connections: time-outs, bounds, a graceful end |
 
 pub mod access;
+pub mod client;
 pub mod compression;
 pub mod extract;
 pub mod layers;
+pub mod limits;
 pub mod metrics;
 pub mod problem;
 pub mod server;
 
 pub use access::{Access, Actor, Issuer, Role};
+pub use client::{Client, Proxies};
 pub use extract::{Flow, IdempotencyKey, IfMatch, Json, OptionalJson, PathId};
-pub use layers::{Limits, finish};
+pub use layers::{Front, Limits, finish};
+pub use limits::{Class, RateLimits, Rates, Standing};
 pub use problem::{Problem, ProblemKind};
 pub use server::serve;

@@ -82,6 +82,30 @@ async fn what_is_wrong_is_named_with_what_is_expected() {
             "there are products, stock, orders",
         ),
         ("token --role staff", vec![data, no_secret], "TIDEMARK_TOKEN_SECRET", "at least 32 bytes"),
+        (
+            "up",
+            vec![listen, data, ("TIDEMARK_LIMITS", "books=1/s")],
+            "TIDEMARK_LIMITS",
+            "class=COUNT/UNIT:BURST",
+        ),
+        (
+            "query",
+            vec![listen, LOG, VIEWS, data, ("TIDEMARK_LIMITS", "")],
+            "TIDEMARK_LIMITS",
+            "one of reads, commands",
+        ),
+        (
+            "command",
+            vec![listen, LOG, data, ("TIDEMARK_TRUSTED_PROXIES", "10.0.0.0/33")],
+            "TIDEMARK_TRUSTED_PROXIES",
+            "networks like 10.0.0.0/8",
+        ),
+        (
+            "command",
+            vec![listen, LOG, data, ("TIDEMARK_LIMITS_REDIS_URL", "http://:hunter2@127.0.0.1")],
+            "TIDEMARK_LIMITS_REDIS_URL",
+            "redis://host:6379",
+        ),
         ("up", vec![data, ("TIDEMARK_LOG", "loud=much")], "TIDEMARK_LOG", "level"),
         ("up", vec![data, ("TIDEMARK_LOG_FORMAT", "xml")], "TIDEMARK_LOG_FORMAT", "text or json"),
     ];

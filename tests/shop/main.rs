@@ -11,6 +11,7 @@ mod harness;
 mod import;
 mod kafka;
 mod lifecycle;
+mod limits;
 mod log;
 mod orders;
 mod outcomes;

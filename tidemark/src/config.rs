@@ -12,7 +12,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use sqlx::postgres::PgConnectOptions;
 use tidemark_command::WriterConfig;
 use tidemark_http::access::MIN_SECRET;
-use tidemark_http::{Access, Role};
+use tidemark_http::{Access, Front, Proxies, RateLimits, Rates, Role};
 use tidemark_kafka::KafkaConfig;
 use tidemark_projector::ProjectorConfig;
 use tidemark_query::{QueryConfig, Servers, Tier};
@@ -129,6 +129,31 @@ pub(crate) struct ServeOptions {
     /// Requests that are worked on at once; one more is answered 503
     #[arg(long, env = "TIDEMARK_MAX_REQUESTS", value_name = "N", default_value_t = 4_096, value_parser = between(1_u32..=1_000_000))]
     pub(crate) max_requests: u32,
+    #[command(flatten)]
+    pub(crate) front: FrontOptions,
+}
+
+/// What a process is told about its place in front of clients.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct FrontOptions {
+    /// Rate limits that differ from the defaults, like log-in=5/m:5,reads=2000/s:10000,commands=off
+    #[arg(long = "limits", env = "TIDEMARK_LIMITS", value_name = "LIMITS", value_parser = Rates::from_str)]
+    rates: Option<Rates>,
+    /// The Redis in which all processes count log-ins and accounts together, redis://host:port [default: none]
+    #[arg(long = "limits-redis-url", env = "TIDEMARK_LIMITS_REDIS_URL", value_name = "URL", hide_env_values = true, value_parser = redis_client)]
+    limits_redis: Option<redis::Client>,
+    /// Networks of proxies whose X-Forwarded-For and Forwarded count, with commas between [default: none]
+    #[arg(long = "trusted-proxies", env = "TIDEMARK_TRUSTED_PROXIES", value_name = "NETWORKS", value_parser = Proxies::from_str)]
+    proxies: Option<Proxies>,
+}
+
+impl FrontOptions {
+    pub(crate) fn front(&self) -> Front {
+        Front {
+            rates: RateLimits::new(self.rates.unwrap_or_default(), self.limits_redis.clone()),
+            proxies: self.proxies.clone().unwrap_or_default(),
+        }
+    }
 }
 
 /// Bounds of the writer.
@@ -457,6 +482,11 @@ fn between<N: FromStr + PartialOrd + Display + Clone>(
 /// The URL of a Redis.
 fn redis_url(text: &str) -> Result<Tier, String> {
     Tier::new(text).map_err(|_| "a URL of a Redis, like redis://host:6379".to_owned())
+}
+
+/// The URL of a Redis that counts.
+fn redis_client(text: &str) -> Result<redis::Client, String> {
+    redis::Client::open(text).map_err(|_| "a URL of a Redis, like redis://host:6379".to_owned())
 }
 
 /// A secret that is long enough.

@@ -53,7 +53,10 @@ pub(crate) async fn serve_until(
         connections: usize::try_from(options.max_connections).unwrap_or(usize::MAX),
         ..Limits::default()
     };
-    let served = serve(listener, finish(router, &limits), limits, stop).await;
+    let front = options.front.front();
+    let sweeping = tokio::spawn(front.rates.clone().keep_small(stop.clone()));
+    let served = serve(listener, finish(router, &limits, front), limits, stop).await;
+    join(sweeping).await;
     tracing::info!("stopping: no new requests, finishing what is in hand");
     served.map_err(Failure::io("serving"))
 }
