@@ -9,15 +9,17 @@
 //! | [`limits`] | how often an address or an account may ask |
 //! | [`layers`] | what every request passes: limits, headers, metrics, panics |
 //! | [`metrics`] | the Prometheus registry |
-//! | [`server`] | connections: time-outs, bounds, a graceful end |
+//! | [`server`], `connections`, `pace` | connections: time-outs, bounds, a graceful end |
 
 pub mod access;
 pub mod client;
 pub mod compression;
+mod connections;
 pub mod extract;
 pub mod layers;
 pub mod limits;
 pub mod metrics;
+mod pace;
 pub mod problem;
 pub mod server;
 

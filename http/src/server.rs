@@ -4,10 +4,12 @@
 //! hyper directly.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::HttpBody;
 use axum::http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -15,15 +17,25 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
-use crate::client::Peer;
+use crate::client::{Peer, Proxies};
+use crate::connections::Connections;
 use crate::layers::Limits;
+use crate::pace::Taken;
 
 /// The most bytes of a request's head.
 const HEAD_BYTES: usize = 64 * 1024;
+
+/// How long room is waited for before others are told to make it again.
+const ROOM_WITHIN: Duration = Duration::from_millis(100);
+
+/// The address of whoever is no trusted proxy: that of a proxy says nothing about the client.
+fn of_client(peer: IpAddr, proxies: &Proxies) -> Option<IpAddr> {
+    (!proxies.contain(peer)).then_some(peer)
+}
 
 /// Serves until `stop`; then accepts no more, lets the requests in hand end, and closes what is left at the deadline.
 ///
@@ -33,6 +45,7 @@ pub async fn serve(
     listener: TcpListener,
     router: Router,
     limits: Limits,
+    proxies: Proxies,
     stop: CancellationToken,
 ) -> io::Result<()> {
     let mut builder = http1::Builder::new();
@@ -46,43 +59,79 @@ pub async fn serve(
         .keep_alive(true);
     let graceful = GracefulShutdown::new();
     let space = Arc::new(Semaphore::new(limits.connections));
+    let connections = Connections::new(limits.connections, limits.connections_of_address);
     loop {
-        let permit = tokio::select! {
-            () = stop.cancelled() => break,
-            permit = Arc::clone(&space).acquire_owned() => permit,
-        };
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
         let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
+            Ok((stream, peer)) => (stream, peer.ip().to_canonical()),
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 // Out of file descriptors, most likely: others must end first.
+                connections.make_room();
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
         };
+        let Some(place) = connections.place(of_client(peer, &proxies)) else { continue };
+        let Some(permit) = room(&space, &connections, &stop).await else { break };
         stream.set_nodelay(true).ok();
-        let peer = Peer(peer.ip().to_canonical());
+        let (doing, id) = (Arc::clone(&place.doing), place.id);
         let router = router.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {
-            request.extensions_mut().insert(peer);
+            doing.busy();
+            request.extensions_mut().insert(Peer(peer));
             // A router is always ready.
-            router.clone().call(request)
+            let answer = router.clone().call(request);
+            let doing = Arc::clone(&doing);
+            async move {
+                let answer = answer.await;
+                // One that is written as it is made goes on being answered.
+                if let Ok(response) = &answer
+                    && response.body().size_hint().exact().is_some()
+                {
+                    doing.idle();
+                }
+                answer
+            }
         });
-        let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service));
-        tokio::spawn(async move {
+        let stream = TokioIo::new(Taken::new(stream, limits.taken_within));
+        let connection = graceful.watch(builder.serve_connection(stream, service));
+        let task = tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection ended badly");
             }
-            drop(permit);
+            drop((place, permit));
         });
+        connections.name_task(id, task.abort_handle());
     }
     drop(listener);
     if tokio::time::timeout(limits.drain_within, graceful.shutdown()).await.is_err() {
         tracing::warn!("closing connections whose requests did not end in time");
     }
     Ok(())
+}
+
+/// Waits for room for a connection, which others have to make if there is none; `None` when told to stop.
+async fn room(
+    space: &Arc<Semaphore>,
+    connections: &Connections,
+    stop: &CancellationToken,
+) -> Option<OwnedSemaphorePermit> {
+    if let Ok(permit) = Arc::clone(space).try_acquire_owned() {
+        return Some(permit);
+    }
+    loop {
+        connections.make_room();
+        tokio::select! {
+            () = stop.cancelled() => return None,
+            permit = tokio::time::timeout(ROOM_WITHIN, Arc::clone(space).acquire_owned()) => {
+                if let Ok(permit) = permit {
+                    return permit.ok();
+                }
+            }
+        }
+    }
 }

@@ -27,10 +27,10 @@ impl Listener {
                     let answer = Arc::clone(&answer);
                     tokio::spawn(async move {
                         let mut request = [0; 4096];
-                        stream.read(&mut request).await.ok();
+                        let _read = stream.read(&mut request).await;
                         stream.write_all(&answer).await.ok();
                         // The other side closes; a hanging answer has no end.
-                        stream.read(&mut request).await.ok();
+                        let _read = stream.read(&mut request).await;
                     });
                 }
             });

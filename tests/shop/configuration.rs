@@ -8,7 +8,8 @@ use crate::harness::{folder, tidemark};
 const LOG: (&str, &str) = ("TIDEMARK_LOG_URL", "postgres://log:hunter2@127.0.0.1:1/log");
 const VIEWS: (&str, &str) = ("TIDEMARK_VIEWS_URL", "postgres://views:hunter2@127.0.0.1:1/views");
 /// Each with a value of its own that is out of its range, and the process that has it beside `up`.
-const NUMBERS: [(&str, &str, &str, &str); 7] = [
+const NUMBERS: [(&str, &str, &str, &str); 8] = [
+    ("TIDEMARK_MAX_CONNECTIONS_OF_ADDRESS", "0", "1 to 1000000", "query"),
     ("TIDEMARK_MAX_CONNECTIONS", "0", "1 to 1000000", "command"),
     ("TIDEMARK_MAX_REQUESTS", "1000001", "1 to 1000000", "query"),
     ("TIDEMARK_QUEUE_COMMANDS", "0", "1 to 1000000", "command"),

@@ -7,6 +7,7 @@ mod bad_input;
 mod broker;
 mod configuration;
 mod faults;
+mod hardening;
 mod harness;
 mod import;
 mod kafka;

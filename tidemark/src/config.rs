@@ -81,7 +81,7 @@ fn setting(command: &clap::Command, flag: &str) -> Option<clap::Arg> {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Action {
     /// Runs the whole shop in one process: commands, projections, queries.
-    Up(UpOptions),
+    Up(Box<UpOptions>),
     /// Takes commands, appends to the log, and publishes it to Kafka.
     Command(Box<CommandOptions>),
     /// Folds the log into the views.
@@ -136,6 +136,9 @@ pub(crate) struct ServeOptions {
 /// What a process is told about its place in front of clients.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct FrontOptions {
+    /// Connections of one address that are open at once, trusted proxies apart; one more is closed
+    #[arg(long = "max-connections-of-address", env = "TIDEMARK_MAX_CONNECTIONS_OF_ADDRESS", value_name = "N", default_value_t = 1_000, value_parser = between(1_u32..=1_000_000))]
+    pub(crate) max_connections_of_address: u32,
     /// Rate limits that differ from the defaults, like log-in=5/m:5,reads=2000/s:10000,commands=off
     #[arg(long = "limits", env = "TIDEMARK_LIMITS", value_name = "LIMITS", value_parser = Rates::from_str)]
     rates: Option<Rates>,

@@ -99,7 +99,7 @@ fn main() -> ExitCode {
     };
     let outcome = runtime.block_on(async {
         match cli.action {
-            Action::Up(options) => up::run(options).await,
+            Action::Up(options) => up::run(*options).await,
             Action::Command(options) => processes::command(*options).await,
             Action::Projector(options) => processes::projector(*options).await,
             Action::Query(options) => processes::query(*options).await,

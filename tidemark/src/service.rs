@@ -51,11 +51,14 @@ pub(crate) async fn serve_until(
     let limits = Limits {
         requests: usize::try_from(options.max_requests).unwrap_or(usize::MAX),
         connections: usize::try_from(options.max_connections).unwrap_or(usize::MAX),
+        connections_of_address: usize::try_from(options.front.max_connections_of_address)
+            .unwrap_or(usize::MAX),
         ..Limits::default()
     };
     let front = options.front.front();
     let sweeping = tokio::spawn(front.rates.clone().keep_small(stop.clone()));
-    let served = serve(listener, finish(router, &limits, front), limits, stop).await;
+    let proxies = front.proxies.clone();
+    let served = serve(listener, finish(router, &limits, front), limits, proxies, stop).await;
     join(sweeping).await;
     tracing::info!("stopping: no new requests, finishing what is in hand");
     served.map_err(Failure::io("serving"))
