@@ -19,8 +19,9 @@ use futures_util::{FutureExt, poll};
 use metrics::{Counter, Histogram};
 use tokio::sync::Semaphore;
 
-use crate::client::{Client, Proxies};
-use crate::limits::{Class, RateLimits};
+use crate::client::Client;
+use crate::front::Front;
+use crate::limits::Class;
 use crate::pace::{Pace, Paced};
 use crate::problem::{self, Problem};
 use crate::{client, compression, limits};
@@ -67,15 +68,6 @@ impl Default for Limits {
     }
 }
 
-/// What a process is told about its place in front of clients.
-#[derive(Debug, Clone)]
-pub struct Front {
-    /// How often somebody may ask.
-    pub rates: RateLimits,
-    /// Whose word about a client's address counts.
-    pub proxies: Proxies,
-}
-
 #[derive(Clone)]
 struct Gate {
     space: Arc<Semaphore>,
@@ -89,6 +81,7 @@ struct Gate {
 
 /// Puts all layers around a router, and problems in the place of its bare 404 and 405.
 pub fn finish(router: Router, limits: &Limits, front: Front) -> Router {
+    let origins = front.origins.layer();
     let gate = Gate {
         space: Arc::new(Semaphore::new(limits.requests)),
         requests: limits.requests,
@@ -97,12 +90,16 @@ pub fn finish(router: Router, limits: &Limits, front: Front) -> Router {
         bodies: Arc::new(Semaphore::new((limits.requests / BODIES).max(1))),
         front: Arc::new(front),
     };
-    router
+    let router = router
         .fallback(async || Problem::new(&problem::NOT_FOUND, "there is nothing under this path"))
         .method_not_allowed_fallback(async || {
             Problem::new(&problem::METHOD_NOT_ALLOWED, "the header Allow lists what this path takes")
-        })
-        .layer(middleware::from_fn_with_state(gate, pass))
+        });
+    let router = match origins {
+        Some(origins) => router.layer(origins),
+        None => router,
+    };
+    router.layer(middleware::from_fn_with_state(gate, pass))
 }
 
 /// The part of all requests at work whose bodies may still be on their way.
@@ -151,7 +148,9 @@ async fn pass(State(gate): State<Gate>, mut request: Request, next: Next) -> Res
     let worth = Worth::of(class, request.headers());
     let charged =
         class.and_then(|class| Some((class, gate.front.rates.charge(class, address, limits::cost(route))?)));
+    let origin = request.headers().get(header::ORIGIN).cloned();
     let mut response = match charged {
+        _ if let Some(problem) = misdirected(&gate.front, worth, &request) => problem.into_response(),
         Some((_, Err(refusal))) => refusal.refused().into_response(),
         charged => {
             request.extensions_mut().insert(Client { address, rates: gate.front.rates.clone() });
@@ -168,6 +167,12 @@ async fn pass(State(gate): State<Gate>, mut request: Request, next: Next) -> Res
     let headers = response.headers_mut();
     for (name, value) in &SECURITY {
         headers.entry(name).or_insert_with(|| value.clone());
+    }
+    if gate.front.secure {
+        headers.insert(header::STRICT_TRANSPORT_SECURITY, HSTS);
+    }
+    if origin.is_some() && !headers.contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN) {
+        gate.front.origins.tell(origin, headers);
     }
     record(route, method, response.status().as_u16(), started);
     response
@@ -211,13 +216,34 @@ fn shed(worth: Worth) -> Response {
     Problem::new(&problem::OVERLOADED, "too many requests at once").with_retry_after(1).into_response()
 }
 
-/// Sent with every answer that does not bring its own. The API is no page: nothing may be loaded or framed.
-static SECURITY: [(HeaderName, HeaderValue); 4] = [
+/// The problem of a request that is for somebody else, or does not say for whom. Whoever asks about the process itself
+/// may know it by its address.
+fn misdirected(front: &Front, worth: Worth, request: &Request) -> Option<Problem> {
+    if request.headers().get_all(header::HOST).iter().nth(1).is_some() {
+        return Some(Problem::new(&problem::MALFORMED_REQUEST, "the header Host is there more than once"));
+    }
+    let hosts = front.hosts.as_ref().filter(|_| worth != Worth::Health)?;
+    let for_us = hosts.contain(request.uri(), request.headers());
+    (!for_us).then(|| Problem::new(&problem::MISDIRECTED, "the header Host names none of this shop's hosts"))
+}
+
+/// Sent with every answer that does not bring its own. The API is no page: nothing may be loaded, framed or kept.
+static SECURITY: [(HeaderName, HeaderValue); 8] = [
     (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
     (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
     (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
     (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'")),
+    (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    (
+        HeaderName::from_static("permissions-policy"),
+        HeaderValue::from_static("camera=(), geolocation=(), microphone=()"),
+    ),
+    (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
+    (HeaderName::from_static("cross-origin-opener-policy"), HeaderValue::from_static("same-origin")),
 ];
+
+/// Two years, for all names below, and in the lists that browsers bring along.
+const HSTS: HeaderValue = HeaderValue::from_static("max-age=63072000; includeSubDomains; preload");
 
 const METHODS: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OTHER"];
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];

@@ -3,6 +3,7 @@
 //! `axum::serve` cannot set hyper's header time-out (it is off without a timer), so connections are served with
 //! hyper directly.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,26 +12,38 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::HttpBody;
 use axum::http::Request;
+use axum::response::Response;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
-use tower::Service;
+use tower::Service as _;
 
 use crate::client::{Peer, Proxies};
 use crate::connections::Connections;
 use crate::layers::Limits;
 use crate::pace::Taken;
+use crate::tls::Tls;
 
 /// The most bytes of a request's head.
 const HEAD_BYTES: usize = 64 * 1024;
 
 /// How long room is waited for before others are told to make it again.
 const ROOM_WITHIN: Duration = Duration::from_millis(100);
+
+/// How connections come in.
+#[derive(Debug, Clone, Default)]
+pub struct Door {
+    /// Whose connections carry those of many clients.
+    pub proxies: Proxies,
+    /// TLS, if it is spoken here.
+    pub tls: Option<Tls>,
+}
 
 /// The address of whoever is no trusted proxy: that of a proxy says nothing about the client.
 fn of_client(peer: IpAddr, proxies: &Proxies) -> Option<IpAddr> {
@@ -45,7 +58,7 @@ pub async fn serve(
     listener: TcpListener,
     router: Router,
     limits: Limits,
-    proxies: Proxies,
+    door: Door,
     stop: CancellationToken,
 ) -> io::Result<()> {
     let mut builder = http1::Builder::new();
@@ -75,7 +88,7 @@ pub async fn serve(
                 continue;
             }
         };
-        let Some(place) = connections.place(of_client(peer, &proxies)) else { continue };
+        let Some(place) = connections.place(of_client(peer, &door.proxies)) else { continue };
         let Some(permit) = room(&space, &connections, &stop).await else { break };
         stream.set_nodelay(true).ok();
         let (doing, id) = (Arc::clone(&place.doing), place.id);
@@ -97,11 +110,16 @@ pub async fn serve(
                 answer
             }
         });
-        let stream = TokioIo::new(Taken::new(stream, limits.taken_within));
-        let connection = graceful.watch(builder.serve_connection(stream, service));
+        let stream = Taken::new(stream, limits.taken_within);
+        let (builder, watcher, tls) = (builder.clone(), graceful.watcher(), door.tls.clone());
         let task = tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection ended badly");
+            match tls {
+                None => talk(&builder, stream, service, watcher).await,
+                Some(tls) => match tokio::time::timeout(limits.head_within, tls.accept(stream)).await {
+                    Ok(Ok(stream)) => talk(&builder, stream, service, watcher).await,
+                    Ok(Err(error)) => tracing::debug!(%error, "no TLS with a client"),
+                    Err(_elapsed) => tracing::debug!("a client did not begin TLS in time"),
+                },
             }
             drop((place, permit));
         });
@@ -112,6 +130,18 @@ pub async fn serve(
         tracing::warn!("closing connections whose requests did not end in time");
     }
     Ok(())
+}
+
+/// Answers the requests of a connection until it ends.
+async fn talk<I, S>(builder: &http1::Builder, stream: I, service: S, watcher: Watcher)
+where
+    I: AsyncRead + AsyncWrite + Unpin + 'static,
+    S: Service<Request<Incoming>, Response = Response, Error = Infallible>,
+{
+    let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), service));
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "a connection ended badly");
+    }
 }
 
 /// Waits for room for a connection, which others have to make if there is none; `None` when told to stop.

@@ -107,6 +107,19 @@ async fn what_is_wrong_is_named_with_what_is_expected() {
             "TIDEMARK_LIMITS_REDIS_URL",
             "redis://host:6379",
         ),
+        (
+            "up",
+            vec![listen, data, ("TIDEMARK_ALLOWED_HOSTS", "*")],
+            "TIDEMARK_ALLOWED_HOSTS",
+            "names of hosts",
+        ),
+        ("up", vec![listen, data, ("TIDEMARK_CORS_ORIGINS", "*")], "TIDEMARK_CORS_ORIGINS", "exact origins"),
+        (
+            "up",
+            vec![listen, data, ("TIDEMARK_PUBLIC_URL", "shop.example")],
+            "TIDEMARK_PUBLIC_URL",
+            "https://shop.example",
+        ),
         ("up", vec![data, ("TIDEMARK_LOG", "loud=much")], "TIDEMARK_LOG", "level"),
         ("up", vec![data, ("TIDEMARK_LOG_FORMAT", "xml")], "TIDEMARK_LOG_FORMAT", "text or json"),
     ];

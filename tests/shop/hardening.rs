@@ -211,3 +211,174 @@ async fn an_answer_that_nobody_takes_is_not_kept() {
         begun.elapsed()
     );
 }
+
+/// What every answer brings.
+const HEADERS: [(&str, &str); 7] = [
+    ("x-content-type-options", "nosniff"),
+    ("x-frame-options", "DENY"),
+    ("referrer-policy", "no-referrer"),
+    ("permissions-policy", "camera=(), geolocation=(), microphone=()"),
+    ("cross-origin-resource-policy", "same-origin"),
+    ("cross-origin-opener-policy", "same-origin"),
+    ("cache-control", ""),
+];
+
+#[tokio::test]
+async fn every_answer_tells_browsers_to_be_careful() {
+    let (shop, _postgres) = shop(&[("TIDEMARK_PUBLIC_URL", "https://shop.example")]).await;
+    let lamp = shop.product("LAMP", 1).await;
+    let mut seen = std::collections::BTreeSet::new();
+    for (method, path) in [
+        ("GET", "/v1/products"),
+        ("GET", &format!("/v1/products/{lamp}")),
+        ("GET", "/v1/orders"),
+        ("GET", "/v1/nothing"),
+        ("GET", "/v1/products?limit=0"),
+        ("POST", "/v1/products"),
+        ("DELETE", "/v1/products"),
+        ("OPTIONS", "/v1/products"),
+        ("HEAD", "/v1/products"),
+        ("GET", "/docs/"),
+        ("GET", "/docs/swagger-ui.css"),
+        ("GET", "/openapi.json"),
+        ("GET", "/metrics"),
+        ("GET", "/livez"),
+        ("GET", "/readyz"),
+        ("GET", "/problems"),
+    ] {
+        let answer = shop
+            .send(method.parse().unwrap(), path, None, &[("X-Forwarded-Proto", "http")], None)
+            .await
+            .unwrap();
+        seen.insert(answer.status);
+        assert!(!(300..400).contains(&answer.status), "{method} {path} redirects");
+        for (name, value) in HEADERS {
+            let told = answer.header(name);
+            assert!(
+                !told.is_empty() && (value.is_empty() || told == value),
+                "{method} {path}: {name}: {told}"
+            );
+        }
+        let policy = answer.header("content-security-policy");
+        assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"), "{path}");
+        assert!(!policy.contains("unsafe"), "{path}: {policy}");
+        assert_eq!(
+            answer.header("strict-transport-security"),
+            "max-age=63072000; includeSubDomains; preload",
+            "{method} {path}"
+        );
+    }
+    assert!(seen.is_superset(&[200, 400, 401, 404, 405].into()), "{seen:?}");
+    // The page of the documentation needs nothing inline.
+    let page = shop.get("/docs/", None, &[]).await.text;
+    assert!(page.contains("swagger-ui"), "{page}");
+    for inline in ["<style", " style=", " onload=", " onclick=", "<script>", "javascript:"] {
+        assert!(!page.contains(inline), "{inline} in {page}");
+    }
+}
+
+/// Says something over a connection of its own, and returns the answer.
+async fn say(shop: &Shop, text: &str) -> String {
+    let mut stream = connect(shop, "127.0.0.1").await;
+    stream.write_all(text.as_bytes()).await.unwrap();
+    rest(&mut stream).await
+}
+
+#[tokio::test]
+async fn methods_that_nobody_has_are_refused_and_nothing_is_echoed() {
+    let (shop, _postgres) = shop(&[]).await;
+    assert_eq!(shop.get("/livez", None, &[]).await.header("strict-transport-security"), "", "plain HTTP");
+    for method in ["TRACE", "TRACK", "CONNECT", "PROPFIND", "PATCH", "BREW"] {
+        let said = say(
+            &shop,
+            &format!(
+                "{method} /v1/products HTTP/1.1\r\nhost: shop\r\nsecret: s3cr3t\r\nconnection: close\r\n\r\n"
+            ),
+        )
+        .await;
+        // CONNECT wants a host and a port, and has a path.
+        let refused =
+            said.starts_with("HTTP/1.1 405 ") || (method == "CONNECT" && said.starts_with("HTTP/1.1 4"));
+        assert!(refused && !said.contains("s3cr3t"), "{method}: {said}");
+        assert!(method == "CONNECT" || said.to_lowercase().contains("\r\nallow: "), "{method}: {said}");
+    }
+    let overridden = shop
+        .send(reqwest::Method::POST, "/v1/products", None, &[("X-HTTP-Method-Override", "GET")], None)
+        .await
+        .unwrap();
+    assert_eq!(overridden.status, 401, "it is a POST");
+}
+
+#[tokio::test]
+async fn a_request_for_another_host_is_not_answered() {
+    let (shop, _postgres) = shop(&[("TIDEMARK_ALLOWED_HOSTS", "shop.example,127.0.0.1")]).await;
+    let asked = async |target: &str, hosts: &str| {
+        say(&shop, &format!("GET {target} HTTP/1.1\r\n{hosts}connection: close\r\n\r\n")).await
+    };
+    for (target, hosts, status) in [
+        ("/v1/products", "host: shop.example\r\n", "200"),
+        ("/v1/products", "host: SHOP.example:8080\r\n", "200"),
+        ("/v1/products", "host: evil.example\r\n", "421"),
+        ("/v1/products", "host: shop.example.evil.example\r\n", "421"),
+        ("/v1/products", "host: \r\n", "421"),
+        ("/v1/products", "", "421"),
+        ("http://evil.example/v1/products", "host: shop.example\r\n", "421"),
+        ("http://shop.example/v1/products", "host: evil.example\r\n", "200"),
+        ("/v1/products", "host: shop.example\r\nhost: evil.example\r\n", "400"),
+        ("/livez", "host: 10.0.0.7:8080\r\n", "200"),
+    ] {
+        let said = asked(target, hosts).await;
+        assert!(said.starts_with(&format!("HTTP/1.1 {status} ")), "{target} {hosts}: {said}");
+    }
+    assert!(asked("/v1/products", "host: evil.example\r\n").await.contains("/problems/misdirected"));
+}
+
+#[tokio::test]
+async fn pages_of_listed_origins_may_ask_and_no_others() {
+    let settings = [
+        ("TIDEMARK_CORS_ORIGINS", "https://shop.example,http://localhost:3000"),
+        ("TIDEMARK_LIMITS", "commands=1/h"),
+    ];
+    let (shop, _postgres) = shop(&settings).await;
+    let preflight = async |origin: &str| {
+        let headers = [
+            ("Origin", origin),
+            ("Access-Control-Request-Method", "POST"),
+            ("Access-Control-Request-Headers", "authorization,content-type,idempotency-key"),
+        ];
+        shop.send(reqwest::Method::OPTIONS, "/v1/orders", None, &headers, None).await.unwrap()
+    };
+    let allowed = preflight("https://shop.example").await;
+    assert_eq!(allowed.status, 200);
+    assert_eq!(allowed.header("access-control-allow-origin"), "https://shop.example");
+    assert_eq!(allowed.header("access-control-max-age"), "3600");
+    assert!(allowed.header("access-control-allow-methods").contains("POST"));
+    assert!(allowed.header("access-control-allow-headers").contains("idempotency-key"));
+    assert_eq!(allowed.header("access-control-allow-credentials"), "");
+    for origin in [
+        "https://evil.example",
+        "null",
+        "http://shop.example",
+        "https://shop.example:444",
+        "https://shop.example.evil.example",
+    ] {
+        assert_eq!(preflight(origin).await.header("access-control-allow-origin"), "", "{origin}");
+        let read = shop.get("/v1/products", None, &[("Origin", origin)]).await;
+        assert_eq!((read.status, read.header("access-control-allow-origin")), (200, ""), "{origin}");
+    }
+    let read = shop.get("/v1/products", None, &[("Origin", "http://localhost:3000")]).await;
+    assert_eq!(read.header("access-control-allow-origin"), "http://localhost:3000");
+    assert!(read.header("access-control-expose-headers").contains("tidemark-position"));
+    assert!(read.headers.get_all("vary").iter().any(|vary| vary.to_str().unwrap().contains("origin")));
+    // A refusal can be read, too.
+    let order = async || {
+        let origin = [("Origin", "https://shop.example"), ("Idempotency-Key", "k")];
+        shop.send(reqwest::Method::POST, "/v1/orders", None, &origin, None).await.unwrap()
+    };
+    assert_eq!(order().await.status, 401);
+    let refused = order().await;
+    assert_eq!(
+        (refused.status, refused.header("access-control-allow-origin")),
+        (429, "https://shop.example")
+    );
+}

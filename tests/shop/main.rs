@@ -24,4 +24,5 @@ mod schemas;
 mod servers;
 mod skip;
 mod tiers;
+mod tls;
 mod views;

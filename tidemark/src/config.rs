@@ -7,12 +7,13 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use axum::http::Uri;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use sqlx::postgres::PgConnectOptions;
 use tidemark_command::WriterConfig;
 use tidemark_http::access::MIN_SECRET;
-use tidemark_http::{Access, Front, Proxies, RateLimits, Rates, Role};
+use tidemark_http::{Access, Front, Hosts, Origins, Proxies, RateLimits, Rates, Role, Tls, TlsError};
 use tidemark_kafka::KafkaConfig;
 use tidemark_projector::ProjectorConfig;
 use tidemark_query::{QueryConfig, Servers, Tier};
@@ -33,10 +34,15 @@ impl Cli {
     /// Reads flags and environment variables. Help, and what is wrong with something that has no variable, is printed
     /// and ends the process.
     pub(crate) fn read() -> Result<Self, Failure> {
-        Self::try_parse().map_err(|error| match explain(&error) {
+        let cli = Self::try_parse().map_err(|error| match explain(&error) {
             Some(message) => Failure::Configuration(message),
             None => error.exit(),
-        })
+        })?;
+        // Files that cannot be used are a setting that is wrong, too.
+        if let Some(serve) = cli.action.serve() {
+            serve.front.tls()?;
+        }
+        Ok(cli)
     }
 }
 
@@ -98,6 +104,19 @@ pub(crate) enum Action {
     Import(ImportOptions),
 }
 
+impl Action {
+    /// What a process that listens is told about it.
+    fn serve(&self) -> Option<&ServeOptions> {
+        match self {
+            Self::Up(options) => Some(&options.serve),
+            Self::Command(options) => Some(&options.serve),
+            Self::Projector(options) => Some(&options.serve),
+            Self::Query(options) => Some(&options.serve),
+            Self::Token(_) | Self::Replay(_) | Self::Rebuild(_) | Self::Import(_) => None,
+        }
+    }
+}
+
 /// Where the data is.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DataOptions {
@@ -148,14 +167,48 @@ pub(crate) struct FrontOptions {
     /// Networks of proxies whose X-Forwarded-For and Forwarded count, with commas between [default: none]
     #[arg(long = "trusted-proxies", env = "TIDEMARK_TRUSTED_PROXIES", value_name = "NETWORKS", value_parser = Proxies::from_str)]
     proxies: Option<Proxies>,
+    /// Names of hosts that requests must be for, with commas between [default: any]
+    #[arg(long = "allowed-hosts", env = "TIDEMARK_ALLOWED_HOSTS", value_name = "HOSTS", value_parser = Hosts::from_str)]
+    hosts: Option<Hosts>,
+    /// Origins of web pages that may ask, exactly as browsers send them, with commas between [default: none]
+    #[arg(long = "cors-origins", env = "TIDEMARK_CORS_ORIGINS", value_name = "ORIGINS", value_parser = Origins::from_str)]
+    origins: Option<Origins>,
+    /// Where clients reach the shop, like https://shop.example [default: where it listens]
+    #[arg(long = "public-url", env = "TIDEMARK_PUBLIC_URL", value_name = "URL", value_parser = public_url)]
+    public_url: Option<Uri>,
+    /// PEM file with the chain of certificates, for TLS [default: none, plain HTTP is spoken]
+    #[arg(
+        long = "tls-certificate",
+        env = "TIDEMARK_TLS_CERTIFICATE",
+        value_name = "FILE",
+        requires = "tls_key"
+    )]
+    tls_certificate: Option<PathBuf>,
+    /// PEM file with the private key of the certificate in TIDEMARK_TLS_CERTIFICATE
+    #[arg(long = "tls-key", env = "TIDEMARK_TLS_KEY", value_name = "FILE", requires = "tls_certificate")]
+    tls_key: Option<PathBuf>,
 }
 
 impl FrontOptions {
     pub(crate) fn front(&self) -> Front {
+        let is_https = self.public_url.as_ref().and_then(Uri::scheme_str) == Some("https");
         Front {
             rates: RateLimits::new(self.rates.unwrap_or_default(), self.limits_redis.clone()),
             proxies: self.proxies.clone().unwrap_or_default(),
+            hosts: self.hosts.clone(),
+            origins: self.origins.clone().unwrap_or_default(),
+            secure: is_https || self.tls_certificate.is_some(),
         }
+    }
+
+    /// The certificate, if TLS is spoken.
+    pub(crate) fn tls(&self) -> Result<Option<Tls>, Failure> {
+        let (Some(certificate), Some(key)) = (&self.tls_certificate, &self.tls_key) else { return Ok(None) };
+        let wrong = |error| match error {
+            TlsError::Certificate(why) => format!("TIDEMARK_TLS_CERTIFICATE (--tls-certificate): {why}"),
+            TlsError::Key(why) => format!("TIDEMARK_TLS_KEY (--tls-key): {why}"),
+        };
+        Tls::load(certificate, key).map(Some).map_err(|error| Failure::Configuration(wrong(error)))
     }
 }
 
@@ -485,6 +538,19 @@ fn between<N: FromStr + PartialOrd + Display + Clone>(
 /// The URL of a Redis.
 fn redis_url(text: &str) -> Result<Tier, String> {
     Tier::new(text).map_err(|_| "a URL of a Redis, like redis://host:6379".to_owned())
+}
+
+/// A URL without anything behind the host.
+fn public_url(text: &str) -> Result<Uri, String> {
+    let sound = |uri: &Uri| {
+        ["http", "https"].contains(&uri.scheme_str().unwrap_or_default())
+            && uri.path_and_query().is_none_or(|path| path == "/")
+            && uri.authority().is_some_and(|authority| !authority.as_str().contains('@'))
+    };
+    text.parse()
+        .ok()
+        .filter(sound)
+        .ok_or_else(|| "a URL without a path, like https://shop.example".to_owned())
 }
 
 /// The URL of a Redis that counts.

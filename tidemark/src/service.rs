@@ -10,7 +10,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tidemark_events::log::Log;
-use tidemark_http::{Limits, finish, problem, serve};
+use tidemark_http::{Door, Limits, finish, problem, serve};
 use tidemark_query::QueryState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -56,10 +56,17 @@ pub(crate) async fn serve_until(
         ..Limits::default()
     };
     let front = options.front.front();
+    if front.hosts.is_none() && !options.listen.ip().is_loopback() {
+        tracing::warn!("TIDEMARK_ALLOWED_HOSTS is not set: requests for any host are answered");
+    }
     let sweeping = tokio::spawn(front.rates.clone().keep_small(stop.clone()));
-    let proxies = front.proxies.clone();
-    let served = serve(listener, finish(router, &limits, front), limits, proxies, stop).await;
+    let door = Door { proxies: front.proxies.clone(), tls: options.front.tls()? };
+    let following = door.tls.clone().map(|tls| tokio::spawn(tls.follow(stop.clone())));
+    let served = serve(listener, finish(router, &limits, front), limits, door, stop).await;
     join(sweeping).await;
+    if let Some(following) = following {
+        join(following).await;
+    }
     tracing::info!("stopping: no new requests, finishing what is in hand");
     served.map_err(Failure::io("serving"))
 }
@@ -119,7 +126,7 @@ pub(crate) fn router(routes: OpenApiRouter, health: Health) -> Router {
     let (api, _) = routes.split_for_parts();
     // The page's own scripts and styles, nothing else.
     let policy = HeaderValue::from_static(
-        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
          connect-src 'self'; frame-ancestors 'none'",
     );
     let docs = Router::<()>::from(SwaggerUi::new("/docs").url("/openapi.json", document()))
