@@ -231,6 +231,10 @@ fn the_services_are_told_what_those_of_the_local_cluster_are_told() {
                         "{value}"
                     );
                 }
+                "TIDEMARK_TRUSTED_PROXIES" => {
+                    let private = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"];
+                    assert!(value.split(',').all(|network| private.contains(&network)), "{value}");
+                }
                 _ => reaches(&compose, name, variable, value),
             }
         }

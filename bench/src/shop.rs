@@ -26,6 +26,9 @@ const STOP_WITHIN: Duration = Duration::from_secs(60);
 /// How long views may take to stand where the log stood.
 const CATCH_UP_WITHIN: Duration = Duration::from_secs(600);
 
+/// Rate limits that are counted and never reached: all load comes from one address.
+pub(crate) const LIMITS: &str = "reads=10000000/s,commands=10000000/s,account=10000000/s";
+
 /// The program under test: `given`, or the one beside this program. Under `cargo run` it is built first, so that
 /// figures are never those of an older build.
 pub(crate) async fn program(given: Option<PathBuf>) -> Result<PathBuf, BenchError> {
@@ -194,6 +197,7 @@ fn tidemark<'a>(
 ) -> Command {
     let mut command = Command::new(program);
     command.args(arguments).env("TIDEMARK_DATA_DIR", data_dir).env_remove("DATABASE_URL");
+    command.env("TIDEMARK_LIMITS", LIMITS);
     if let Some(url) = database_url {
         command.env("DATABASE_URL", url);
     }

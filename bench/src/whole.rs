@@ -36,7 +36,8 @@ impl Whole {
         let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/cluster"));
         command
             .env("TIDEMARK_CLUSTER_DIR", &self.folder)
-            .env("TIDEMARK_CLUSTER_PORT", self.first_port.to_string());
+            .env("TIDEMARK_CLUSTER_PORT", self.first_port.to_string())
+            .env("TIDEMARK_LIMITS", shop::LIMITS);
         command
     }
 
@@ -78,6 +79,7 @@ impl Whole {
         query
             .args(["query", "--listen", &address.to_string()])
             .env("TIDEMARK_CACHE_MIB", "0")
+            .env("TIDEMARK_LIMITS", shop::LIMITS)
             .env("TIDEMARK_LOG_URL", database("postgres-log", "log")?)
             .env("TIDEMARK_VIEWS_URL", database("postgres-views", "views")?)
             .env("TIDEMARK_VIEWS_POOL_URL", database("pgbouncer", "views")?)

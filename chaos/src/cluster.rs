@@ -320,6 +320,8 @@ async fn script(settings: &Settings, arguments: &[&str], within: Duration) -> Re
         .args(arguments)
         .env("TIDEMARK_CLUSTER_DIR", &settings.dir)
         .env("TIDEMARK_CLUSTER_PORT", settings.first_port.to_string())
+        // All load comes from one address.
+        .env("TIDEMARK_LIMITS", "reads=10000000/s,commands=10000000/s")
         .envs(settings.environment.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         // Out of reach of Ctrl-C: a member that it has started and not yet noted would be left running.

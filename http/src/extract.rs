@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 use uuid::Uuid;
 
+use crate::pace::Interrupted;
 use crate::problem::{self, Problem};
 
 /// The largest body, in bytes.
@@ -90,7 +91,13 @@ async fn read(headers: &HeaderMap, body: axum::body::Body) -> Result<Bytes, Prob
     match Limited::new(body, MAX_BODY).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
-        Err(_) => Err(Problem::new(&problem::MALFORMED_REQUEST, "the body broke off")),
+        Err(error) => Err(match Interrupted::find(error.as_ref()) {
+            Some(slow @ Interrupted::TooSlow) => Problem::new(&problem::TOO_SLOW, slow.to_string()),
+            Some(many @ Interrupted::TooMany) => {
+                Problem::new(&problem::OVERLOADED, many.to_string()).with_retry_after(1)
+            }
+            None => Problem::new(&problem::MALFORMED_REQUEST, "the body broke off"),
+        }),
     }
 }
 

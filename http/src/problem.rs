@@ -9,6 +9,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use crate::limits::Standing;
+
 /// A kind of problem: what `type`, `title` and `status` say, and a page about it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ProblemKind {
@@ -93,6 +95,12 @@ problems! {
         "The product of a line does not exist. The errors name the line.";
     MIXED_CURRENCIES = 422 "mixed-currencies" "The products have different currencies"
         "All products of one order are priced in one currency. The errors name the first line that is not.";
+    TOO_SLOW = 408 "too-slow" "The body came too slowly"
+        "A body must come at 1,024 bytes a second or more after the first five seconds, and be there after 20. Nothing was done.";
+    MISDIRECTED = 421 "misdirected" "This shop has another name"
+        "The header Host names a host that is not one of this shop's. Nothing was done.";
+    RATE_LIMITED = 429 "rate-limited" "Too many requests"
+        "An address or an account asked more often than it may. Nothing was done; ask again after Retry-After. RateLimit and RateLimit-Policy say how much is left of what.";
     WEAK_PASSWORD = 422 "weak-password" "The password is too easily guessed"
         "It is one of those that are tried first: common, a pattern, or made of the e-mail address. Any 12 to 256 characters are taken; several unrelated words are good.";
     INTERNAL = 500 "internal" "Something broke"
@@ -138,6 +146,8 @@ pub struct Problem {
     errors: Vec<FieldError>,
     #[serde(skip)]
     retry_after: Option<u32>,
+    #[serde(skip)]
+    standing: Option<Standing>,
 }
 
 impl Problem {
@@ -152,6 +162,7 @@ impl Problem {
             instance: format!("urn:uuid:{}", Uuid::now_v7()),
             errors: Vec::new(),
             retry_after: None,
+            standing: None,
         }
     }
 
@@ -166,6 +177,13 @@ impl Problem {
     #[must_use]
     pub fn with_retry_after(mut self, seconds: u32) -> Self {
         self.retry_after = Some(seconds);
+        self
+    }
+
+    /// Says what is left of which limit.
+    #[must_use]
+    pub(crate) fn with_standing(mut self, standing: Standing) -> Self {
+        self.standing = Some(standing);
         self
     }
 
@@ -193,6 +211,13 @@ impl IntoResponse for Problem {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(seconds) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(standing) = &self.standing {
+            standing.tell(headers);
+        }
+        if self.status == 408 {
+            // What is still to come of the body belongs to no request.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         if self.status == 401 {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -3,23 +3,52 @@
 //! `axum::serve` cannot set hyper's header time-out (it is off without a timer), so connections are served with
 //! hyper directly.
 
+use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::HttpBody;
+use axum::http::Request;
+use axum::response::Response;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
+use tower::Service as _;
 
+use crate::client::{Peer, Proxies};
+use crate::connections::Connections;
 use crate::layers::Limits;
+use crate::pace::Taken;
+use crate::tls::Tls;
 
 /// The most bytes of a request's head.
 const HEAD_BYTES: usize = 64 * 1024;
+
+/// How long room is waited for before others are told to make it again.
+const ROOM_WITHIN: Duration = Duration::from_millis(100);
+
+/// How connections come in.
+#[derive(Debug, Clone, Default)]
+pub struct Door {
+    /// Whose connections carry those of many clients.
+    pub proxies: Proxies,
+    /// TLS, if it is spoken here.
+    pub tls: Option<Tls>,
+}
+
+/// The address of whoever is no trusted proxy: that of a proxy says nothing about the client.
+fn of_client(peer: IpAddr, proxies: &Proxies) -> Option<IpAddr> {
+    (!proxies.contain(peer)).then_some(peer)
+}
 
 /// Serves until `stop`; then accepts no more, lets the requests in hand end, and closes what is left at the deadline.
 ///
@@ -29,6 +58,7 @@ pub async fn serve(
     listener: TcpListener,
     router: Router,
     limits: Limits,
+    door: Door,
     stop: CancellationToken,
 ) -> io::Result<()> {
     let mut builder = http1::Builder::new();
@@ -42,37 +72,96 @@ pub async fn serve(
         .keep_alive(true);
     let graceful = GracefulShutdown::new();
     let space = Arc::new(Semaphore::new(limits.connections));
+    let connections = Connections::new(limits.connections, limits.connections_of_address);
     loop {
-        let permit = tokio::select! {
-            () = stop.cancelled() => break,
-            permit = Arc::clone(&space).acquire_owned() => permit,
-        };
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok((stream, peer)) => (stream, peer.ip().to_canonical()),
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 // Out of file descriptors, most likely: others must end first.
+                connections.make_room();
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
         };
+        let Some(place) = connections.place(of_client(peer, &door.proxies)) else { continue };
+        let Some(permit) = room(&space, &connections, &stop).await else { break };
         stream.set_nodelay(true).ok();
-        let service = TowerToHyperService::new(router.clone());
-        let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service));
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection ended badly");
+        let (doing, id) = (Arc::clone(&place.doing), place.id);
+        let router = router.clone();
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            doing.busy();
+            request.extensions_mut().insert(Peer(peer));
+            // A router is always ready.
+            let answer = router.clone().call(request);
+            let doing = Arc::clone(&doing);
+            async move {
+                let answer = answer.await;
+                // One that is written as it is made goes on being answered.
+                if let Ok(response) = &answer
+                    && response.body().size_hint().exact().is_some()
+                {
+                    doing.idle();
+                }
+                answer
             }
-            drop(permit);
         });
+        let stream = Taken::new(stream, limits.taken_within);
+        let (builder, watcher, tls) = (builder.clone(), graceful.watcher(), door.tls.clone());
+        let task = tokio::spawn(async move {
+            match tls {
+                None => talk(&builder, stream, service, watcher).await,
+                Some(tls) => match tokio::time::timeout(limits.head_within, tls.accept(stream)).await {
+                    Ok(Ok(stream)) => talk(&builder, stream, service, watcher).await,
+                    Ok(Err(error)) => tracing::debug!(%error, "no TLS with a client"),
+                    Err(_elapsed) => tracing::debug!("a client did not begin TLS in time"),
+                },
+            }
+            drop((place, permit));
+        });
+        connections.name_task(id, task.abort_handle());
     }
     drop(listener);
     if tokio::time::timeout(limits.drain_within, graceful.shutdown()).await.is_err() {
         tracing::warn!("closing connections whose requests did not end in time");
     }
     Ok(())
+}
+
+/// Answers the requests of a connection until it ends.
+async fn talk<I, S>(builder: &http1::Builder, stream: I, service: S, watcher: Watcher)
+where
+    I: AsyncRead + AsyncWrite + Unpin + 'static,
+    S: Service<Request<Incoming>, Response = Response, Error = Infallible>,
+{
+    let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), service));
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "a connection ended badly");
+    }
+}
+
+/// Waits for room for a connection, which others have to make if there is none; `None` when told to stop.
+async fn room(
+    space: &Arc<Semaphore>,
+    connections: &Connections,
+    stop: &CancellationToken,
+) -> Option<OwnedSemaphorePermit> {
+    if let Ok(permit) = Arc::clone(space).try_acquire_owned() {
+        return Some(permit);
+    }
+    loop {
+        connections.make_room();
+        tokio::select! {
+            () = stop.cancelled() => return None,
+            permit = tokio::time::timeout(ROOM_WITHIN, Arc::clone(space).acquire_owned()) => {
+                if let Ok(permit) = permit {
+                    return permit.ok();
+                }
+            }
+        }
+    }
 }

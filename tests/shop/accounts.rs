@@ -589,3 +589,33 @@ async fn an_erased_person_is_nowhere_and_the_log_stays_valid() {
     let (another, ..) = session(&shop, email).await;
     assert_ne!(another, id);
 }
+
+#[tokio::test]
+async fn guessing_is_slow_from_one_address_and_at_one_account() {
+    let first = Shop::open().await;
+    register(&first, "target@example.org").await;
+    let settings = [
+        ("DATABASE_URL", first.url.as_str()),
+        ("TIDEMARK_LIMITS", "reads=1000/s"),
+        ("TIDEMARK_TRUSTED_PROXIES", "127.0.0.1"),
+    ];
+    let limited = Shop::part("up", &first.url, &settings).await;
+    let guess = async |from: &str, email: &str| {
+        let body = json!({ "email": email, "password": "a guess at a password" });
+        limited
+            .send(Method::POST, "/v1/sessions", None, &[("X-Forwarded-For", from)], Some(body))
+            .await
+            .unwrap()
+    };
+    for _ in 0..5 {
+        assert_eq!(guess("192.0.2.1", "somebody@example.org").await.status, 401);
+    }
+    let sixth = guess("192.0.2.1", "another@example.org").await;
+    assert_eq!((sixth.status, sixth.problem()), (429, "rate-limited"), "one address");
+    assert!(sixth.header("retry-after").parse::<u32>().unwrap() <= 12);
+    for n in 0..5 {
+        assert_eq!(guess(&format!("192.0.2.{}", 10 + n), "Target@example.org").await.status, 401);
+    }
+    assert_eq!(guess("192.0.2.20", "target@example.org").await.status, 429, "one account, many addresses");
+    assert_eq!(guess("192.0.2.21", "elsewhere@example.org").await.status, 401);
+}

@@ -8,7 +8,8 @@ use crate::harness::{folder, tidemark};
 const LOG: (&str, &str) = ("TIDEMARK_LOG_URL", "postgres://log:hunter2@127.0.0.1:1/log");
 const VIEWS: (&str, &str) = ("TIDEMARK_VIEWS_URL", "postgres://views:hunter2@127.0.0.1:1/views");
 /// Each with a value of its own that is out of its range, and the process that has it beside `up`.
-const NUMBERS: [(&str, &str, &str, &str); 7] = [
+const NUMBERS: [(&str, &str, &str, &str); 8] = [
+    ("TIDEMARK_MAX_CONNECTIONS_OF_ADDRESS", "0", "1 to 1000000", "query"),
     ("TIDEMARK_MAX_CONNECTIONS", "0", "1 to 1000000", "command"),
     ("TIDEMARK_MAX_REQUESTS", "1000001", "1 to 1000000", "query"),
     ("TIDEMARK_QUEUE_COMMANDS", "0", "1 to 1000000", "command"),
@@ -82,6 +83,43 @@ async fn what_is_wrong_is_named_with_what_is_expected() {
             "there are products, stock, orders",
         ),
         ("token --role staff", vec![data, no_secret], "TIDEMARK_TOKEN_SECRET", "at least 32 bytes"),
+        (
+            "up",
+            vec![listen, data, ("TIDEMARK_LIMITS", "books=1/s")],
+            "TIDEMARK_LIMITS",
+            "class=COUNT/UNIT:BURST",
+        ),
+        (
+            "query",
+            vec![listen, LOG, VIEWS, data, ("TIDEMARK_LIMITS", "")],
+            "TIDEMARK_LIMITS",
+            "one of reads, commands",
+        ),
+        (
+            "command",
+            vec![listen, LOG, data, ("TIDEMARK_TRUSTED_PROXIES", "10.0.0.0/33")],
+            "TIDEMARK_TRUSTED_PROXIES",
+            "networks like 10.0.0.0/8",
+        ),
+        (
+            "command",
+            vec![listen, LOG, data, ("TIDEMARK_LIMITS_REDIS_URL", "http://:hunter2@127.0.0.1")],
+            "TIDEMARK_LIMITS_REDIS_URL",
+            "redis://host:6379",
+        ),
+        (
+            "up",
+            vec![listen, data, ("TIDEMARK_ALLOWED_HOSTS", "*")],
+            "TIDEMARK_ALLOWED_HOSTS",
+            "names of hosts",
+        ),
+        ("up", vec![listen, data, ("TIDEMARK_CORS_ORIGINS", "*")], "TIDEMARK_CORS_ORIGINS", "exact origins"),
+        (
+            "up",
+            vec![listen, data, ("TIDEMARK_PUBLIC_URL", "shop.example")],
+            "TIDEMARK_PUBLIC_URL",
+            "https://shop.example",
+        ),
         ("up", vec![data, ("TIDEMARK_LOG", "loud=much")], "TIDEMARK_LOG", "level"),
         ("up", vec![data, ("TIDEMARK_LOG_FORMAT", "xml")], "TIDEMARK_LOG_FORMAT", "text or json"),
     ];

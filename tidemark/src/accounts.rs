@@ -85,7 +85,7 @@ pub(crate) fn open(
         smtp_url: options.smtp_url.clone(),
         folder,
         from: options.mail_from.clone(),
-        public_url: options.public_url.clone().unwrap_or_else(|| public_url.to_owned()),
+        public_url: public_url.to_owned(),
     })
     .map_err(|error| Failure::Configuration(format!("TIDEMARK_SMTP_URL: {error} is expected")))?;
     let steward = Steward { log: log.clone(), accounts: accounts.clone(), mailer };

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use axum::http::Uri;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use sqlx::postgres::PgConnectOptions;
@@ -14,6 +15,7 @@ use tidemark_command::WriterConfig;
 use tidemark_command::account::mail::Mailbox;
 use tidemark_http::Role;
 use tidemark_http::access::MIN_SECRET;
+use tidemark_http::{Front, Hosts, Origins, Proxies, RateLimits, Rates, Tls, TlsError};
 use tidemark_kafka::KafkaConfig;
 use tidemark_projector::ProjectorConfig;
 use tidemark_query::{QueryConfig, Servers, Tier};
@@ -36,10 +38,15 @@ impl Cli {
     /// Reads flags and environment variables. Help, and what is wrong with something that has no variable, is printed
     /// and ends the process.
     pub(crate) fn read() -> Result<Self, Failure> {
-        Self::try_parse().map_err(|error| match explain(&error) {
+        let cli = Self::try_parse().map_err(|error| match explain(&error) {
             Some(message) => Failure::Configuration(message),
             None => error.exit(),
-        })
+        })?;
+        // Files that cannot be used are a setting that is wrong, too.
+        if let Some(serve) = cli.action.serve() {
+            serve.front.tls()?;
+        }
+        Ok(cli)
     }
 }
 
@@ -103,6 +110,19 @@ pub(crate) enum Action {
     Import(ImportOptions),
 }
 
+impl Action {
+    /// What a process that listens is told about it.
+    fn serve(&self) -> Option<&ServeOptions> {
+        match self {
+            Self::Up(options) => Some(&options.serve),
+            Self::Command(options) => Some(&options.serve),
+            Self::Projector(options) => Some(&options.serve),
+            Self::Query(options) => Some(&options.serve),
+            Self::Token(_) | Self::Replay(_) | Self::Rebuild(_) | Self::Keys(_) | Self::Import(_) => None,
+        }
+    }
+}
+
 /// Where the data is.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DataOptions {
@@ -145,9 +165,6 @@ pub(crate) struct AccountOptions {
     /// Who mails come from
     #[arg(long, env = "TIDEMARK_MAIL_FROM", value_name = "ADDRESS", default_value = "Tidemark <no-reply@localhost>", value_parser = mailbox)]
     pub(crate) mail_from: Mailbox,
-    /// Where clients reach the shop, for links in mails [default: http:// and the address it listens on]
-    #[arg(long, env = "TIDEMARK_PUBLIC_URL", value_name = "URL", value_parser = public_url)]
-    pub(crate) public_url: Option<String>,
     /// Roles whose sessions are a customer's until the account has a second factor, with commas between
     #[arg(long, env = "TIDEMARK_SECOND_FACTOR_FOR", value_name = "ROLES", value_delimiter = ',')]
     pub(crate) second_factor_for: Vec<Role>,
@@ -165,6 +182,75 @@ pub(crate) struct ServeOptions {
     /// Requests that are worked on at once; one more is answered 503
     #[arg(long, env = "TIDEMARK_MAX_REQUESTS", value_name = "N", default_value_t = 4_096, value_parser = between(1_u32..=1_000_000))]
     pub(crate) max_requests: u32,
+    #[command(flatten)]
+    pub(crate) front: FrontOptions,
+}
+
+/// What a process is told about its place in front of clients.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct FrontOptions {
+    /// Connections of one address that are open at once, trusted proxies apart; one more is closed
+    #[arg(long = "max-connections-of-address", env = "TIDEMARK_MAX_CONNECTIONS_OF_ADDRESS", value_name = "N", default_value_t = 1_000, value_parser = between(1_u32..=1_000_000))]
+    pub(crate) max_connections_of_address: u32,
+    /// Rate limits that differ from the defaults, like log-in=5/m:5,reads=2000/s:10000,commands=off
+    #[arg(long = "limits", env = "TIDEMARK_LIMITS", value_name = "LIMITS", value_parser = Rates::from_str)]
+    rates: Option<Rates>,
+    /// The Redis in which all processes count log-ins and accounts together, redis://host:port [default: none]
+    #[arg(long = "limits-redis-url", env = "TIDEMARK_LIMITS_REDIS_URL", value_name = "URL", hide_env_values = true, value_parser = redis_client)]
+    limits_redis: Option<redis::Client>,
+    /// Networks of proxies whose X-Forwarded-For and Forwarded count, with commas between [default: none]
+    #[arg(long = "trusted-proxies", env = "TIDEMARK_TRUSTED_PROXIES", value_name = "NETWORKS", value_parser = Proxies::from_str)]
+    proxies: Option<Proxies>,
+    /// Names of hosts that requests must be for, with commas between [default: any]
+    #[arg(long = "allowed-hosts", env = "TIDEMARK_ALLOWED_HOSTS", value_name = "HOSTS", value_parser = Hosts::from_str)]
+    hosts: Option<Hosts>,
+    /// Origins of web pages that may ask, exactly as browsers send them, with commas between [default: none]
+    #[arg(long = "cors-origins", env = "TIDEMARK_CORS_ORIGINS", value_name = "ORIGINS", value_parser = Origins::from_str)]
+    origins: Option<Origins>,
+    /// Where clients reach the shop, like https://shop.example [default: where it listens]
+    #[arg(long = "public-url", env = "TIDEMARK_PUBLIC_URL", value_name = "URL", value_parser = public_url)]
+    public_url: Option<Uri>,
+    /// PEM file with the chain of certificates, for TLS [default: none, plain HTTP is spoken]
+    #[arg(
+        long = "tls-certificate",
+        env = "TIDEMARK_TLS_CERTIFICATE",
+        value_name = "FILE",
+        requires = "tls_key"
+    )]
+    tls_certificate: Option<PathBuf>,
+    /// PEM file with the private key of the certificate in TIDEMARK_TLS_CERTIFICATE
+    #[arg(long = "tls-key", env = "TIDEMARK_TLS_KEY", value_name = "FILE", requires = "tls_certificate")]
+    tls_key: Option<PathBuf>,
+}
+
+impl FrontOptions {
+    /// Where clients reach the shop, without a slash at the end; where it listens, if nothing else is said.
+    pub(crate) fn public_url(&self, listen: SocketAddr) -> String {
+        let scheme = if self.tls_certificate.is_some() { "https" } else { "http" };
+        let url = self.public_url.as_ref().map_or_else(|| format!("{scheme}://{listen}"), Uri::to_string);
+        url.trim_end_matches('/').to_owned()
+    }
+
+    pub(crate) fn front(&self) -> Front {
+        let is_https = self.public_url.as_ref().and_then(Uri::scheme_str) == Some("https");
+        Front {
+            rates: RateLimits::new(self.rates.unwrap_or_default(), self.limits_redis.clone()),
+            proxies: self.proxies.clone().unwrap_or_default(),
+            hosts: self.hosts.clone(),
+            origins: self.origins.clone().unwrap_or_default(),
+            secure: is_https || self.tls_certificate.is_some(),
+        }
+    }
+
+    /// The certificate, if TLS is spoken.
+    pub(crate) fn tls(&self) -> Result<Option<Tls>, Failure> {
+        let (Some(certificate), Some(key)) = (&self.tls_certificate, &self.tls_key) else { return Ok(None) };
+        let wrong = |error| match error {
+            TlsError::Certificate(why) => format!("TIDEMARK_TLS_CERTIFICATE (--tls-certificate): {why}"),
+            TlsError::Key(why) => format!("TIDEMARK_TLS_KEY (--tls-key): {why}"),
+        };
+        Tls::load(certificate, key).map(Some).map_err(|error| Failure::Configuration(wrong(error)))
+    }
 }
 
 /// Bounds of the writer.
@@ -554,13 +640,22 @@ fn mailbox(text: &str) -> Result<Mailbox, String> {
     text.parse().map_err(|_| "an e-mail address, like Shop <no-reply@example.org>".to_owned())
 }
 
-/// A URL without anything behind its host and port.
-fn public_url(text: &str) -> Result<String, String> {
-    let host = ["http://", "https://"].iter().find_map(|scheme| text.strip_prefix(scheme));
-    let host = host.map(|host| host.trim_end_matches('/'));
-    host.filter(|host| !host.is_empty() && !host.contains(['/', '?', '#', '@', ' ']))
-        .map(|_| text.trim_end_matches('/').to_owned())
-        .ok_or_else(|| "http:// or https:// and a host, like https://shop.example.org".to_owned())
+/// A URL without anything behind the host.
+fn public_url(text: &str) -> Result<Uri, String> {
+    let sound = |uri: &Uri| {
+        ["http", "https"].contains(&uri.scheme_str().unwrap_or_default())
+            && uri.path_and_query().is_none_or(|path| path == "/")
+            && uri.authority().is_some_and(|authority| !authority.as_str().contains('@'))
+    };
+    text.parse()
+        .ok()
+        .filter(sound)
+        .ok_or_else(|| "a URL without a path, like https://shop.example".to_owned())
+}
+
+/// The URL of a Redis that counts.
+fn redis_client(text: &str) -> Result<redis::Client, String> {
+    redis::Client::open(text).map_err(|_| "a URL of a Redis, like redis://host:6379".to_owned())
 }
 
 /// A secret that is long enough.

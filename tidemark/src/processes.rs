@@ -141,7 +141,7 @@ pub(crate) async fn command(options: CommandOptions) -> Result<(), Failure> {
     let database = &options.log.log_url;
     let data_dir = || options.key.data_dir();
     let vault = accounts::vault(&options.vault, database, data_dir).await?;
-    let public_url = format!("http://{}", options.serve.listen);
+    let public_url = options.serve.front.public_url(options.serve.listen);
     let sign = Arc::clone(&keys.sign);
     let accounts::Opened { accounts, steward } =
         accounts::open(&options.accounts, &process.log, database, vault, sign, data_dir, &public_url)?;

@@ -10,7 +10,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tidemark_events::log::Log;
-use tidemark_http::{Limits, finish, problem, serve};
+use tidemark_http::{Door, Limits, finish, problem, serve};
 use tidemark_query::QueryState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -51,9 +51,22 @@ pub(crate) async fn serve_until(
     let limits = Limits {
         requests: usize::try_from(options.max_requests).unwrap_or(usize::MAX),
         connections: usize::try_from(options.max_connections).unwrap_or(usize::MAX),
+        connections_of_address: usize::try_from(options.front.max_connections_of_address)
+            .unwrap_or(usize::MAX),
         ..Limits::default()
     };
-    let served = serve(listener, finish(router, &limits), limits, stop).await;
+    let front = options.front.front();
+    if front.hosts.is_none() && !options.listen.ip().is_loopback() {
+        tracing::warn!("TIDEMARK_ALLOWED_HOSTS is not set: requests for any host are answered");
+    }
+    let sweeping = tokio::spawn(front.rates.clone().keep_small(stop.clone()));
+    let door = Door { proxies: front.proxies.clone(), tls: options.front.tls()? };
+    let following = door.tls.clone().map(|tls| tokio::spawn(tls.follow(stop.clone())));
+    let served = serve(listener, finish(router, &limits, front), limits, door, stop).await;
+    join(sweeping).await;
+    if let Some(following) = following {
+        join(following).await;
+    }
     tracing::info!("stopping: no new requests, finishing what is in hand");
     served.map_err(Failure::io("serving"))
 }
@@ -115,7 +128,7 @@ pub(crate) fn router(routes: OpenApiRouter, health: Health) -> Router {
     let (api, _) = routes.split_for_parts();
     // The page's own scripts and styles, nothing else.
     let policy = HeaderValue::from_static(
-        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
          connect-src 'self'; frame-ancestors 'none'",
     );
     let docs = Router::<()>::from(SwaggerUi::new("/docs").url("/openapi.json", document()))

@@ -55,7 +55,7 @@ async fn shop(
     let access = keys.access.clone();
     let log = database.log(LOG_CONNECTIONS).await?;
     let vault = accounts::vault(&options.vault, &database.options, data_dir).await?;
-    let public_url = format!("http://{}", options.serve.listen);
+    let public_url = options.serve.front.public_url(options.serve.listen);
     let sign = Arc::clone(&keys.sign);
     let accounts::Opened { accounts, steward } = accounts::open(
         &options.accounts,

@@ -5,11 +5,13 @@ mod import;
 mod lag;
 mod memory;
 mod orders;
+mod overload;
 mod processes;
 mod reads;
 mod rebuild;
 pub(crate) mod replay;
 mod search;
+mod slow;
 mod stream;
 
 use std::path::PathBuf;
@@ -40,6 +42,10 @@ pub(crate) enum Figure {
     Search,
     /// Orders placed, against pgbench's single rows; the same for one SKU
     Orders,
+    /// Orders at three times the peak rate: how many are done, and how soon all is as before
+    Overload,
+    /// Reads beside 10,000 connections that send a byte a second
+    Slow,
     /// Orders at half the peak rate: their latency, and how far views are behind
     Lag,
     /// Batches of three events at the log's interface, against pgbench's 200 rows a statement
@@ -57,6 +63,17 @@ pub(crate) enum Figure {
     /// The shop as many processes, against the one process
     Processes,
 }
+
+/// What needs a shop with products.
+const ON_PRODUCTS: [Figure; 7] = [
+    Figure::Reads,
+    Figure::Search,
+    Figure::Orders,
+    Figure::Overload,
+    Figure::Slow,
+    Figure::Lag,
+    Figure::Processes,
+];
 
 /// What needs a log of many events: the imported one if there is the data set, else what the others left.
 const WHOLE_LOG: [Figure; 4] = [Figure::Memory, Figure::Rebuild, Figure::Replay, Figure::Stream];
@@ -115,8 +132,7 @@ pub(crate) async fn all(settings: &Settings) -> Result<Report, BenchError> {
     ));
 
     let imports = settings.data.is_some();
-    let filled =
-        [Figure::Reads, Figure::Search, Figure::Orders, Figure::Lag, Figure::Append, Figure::Processes];
+    let filled = [Figure::Append].into_iter().chain(ON_PRODUCTS).collect::<Vec<_>>();
     if settings.wants_any(&filled) || (!imports && settings.wants_any(&WHOLE_LOG)) {
         let folder = scratch.folder("filled")?;
         let shop = Shop::start(&program, &folder, database(settings).await?).await?;
@@ -151,8 +167,7 @@ async fn on_filled_shop(
     if settings.wants(Figure::Append) {
         report.add("append", append::append(settings, scratch, &cluster).await);
     }
-    let on_products = [Figure::Reads, Figure::Search, Figure::Orders, Figure::Lag, Figure::Processes];
-    if !settings.wants_any(&on_products) && (imports || !settings.wants_any(&WHOLE_LOG)) {
+    if !settings.wants_any(&ON_PRODUCTS) && (imports || !settings.wants_any(&WHOLE_LOG)) {
         return Ok(());
     }
     let seeded = seed::seed(shop, settings.data.as_deref()).await?;
@@ -172,6 +187,12 @@ async fn on_filled_shop(
     }
     if settings.wants(Figure::Lag) {
         report.add("lag", lag::lag(&stage, peak).await);
+    }
+    if settings.wants(Figure::Overload) {
+        report.add("overload", overload::overload(&stage).await);
+    }
+    if settings.wants(Figure::Slow) {
+        report.add("slow", slow::slow(&stage).await);
     }
     if settings.wants(Figure::Processes) {
         report.add("processes", processes::processes(&stage).await);

@@ -11,7 +11,7 @@ use tidemark_events::account::SessionEnd;
 use tidemark_events::log::Head;
 use tidemark_events::personal::Clear;
 use tidemark_events::{Metadata, Personal};
-use tidemark_http::{Actor, Flow, Json, OptionalJson, PathId, Problem, Role, problem};
+use tidemark_http::{Actor, Class, Client, Flow, Json, OptionalJson, PathId, Problem, Role, problem};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -139,6 +139,24 @@ async fn sealed(
     }
 }
 
+/// Charges who asks, by address and by what is asked about: guessing is slow from one address, and slow at one account.
+async fn charge(client: &Client, class: Class, about: Option<&str>) -> Result<(), Problem> {
+    client.check_address(class).await?;
+    if let Some(about) = about {
+        client.check(class, about).await?;
+    }
+    Ok(())
+}
+
+/// Where a request came from, sealed.
+async fn source_of(
+    accounts: &Accounts,
+    account_id: Uuid,
+    client: &Client,
+) -> Result<Option<Personal>, Problem> {
+    sealed(accounts, account_id, "source", Some(&client.address().to_string())).await
+}
+
 /// What a client calls itself, without what does not belong into a text.
 fn client_of(headers: &HeaderMap) -> Option<String> {
     let text = headers.get(header::USER_AGENT)?.to_str().ok()?;
@@ -178,8 +196,10 @@ const TOLD: Told = Told { detail: "if the address can be used, a mail is on its 
 async fn register(
     State(state): State<CommandState>,
     flow: Flow,
+    client: Client,
     Json(body): Json<Registration>,
 ) -> Result<Response, Problem> {
+    charge(&client, Class::Recovery, Some(&body.email.folded())).await?;
     let accounts = &state.accounts;
     let hash = hash(accounts, body.password, Some(&body.email)).await?;
     let (account_id, credential_id) = (Uuid::now_v7(), Uuid::now_v7());
@@ -244,8 +264,10 @@ struct Verification {
 async fn verify(
     State(state): State<CommandState>,
     flow: Flow,
+    client: Client,
     Json(body): Json<Verification>,
 ) -> Result<Response, Problem> {
+    charge(&client, Class::Recovery, None).await?;
     let link = read_link(&state.accounts, &body.token, Purpose::Verify)?;
     let command = AccountCommand::VerifyEmail { account_id: link.account_id, verification_id: link.mail_id };
     let (_, head) = submit(&state, label_of(link.account_id), flow, command).await.map_err(void)?;
@@ -284,12 +306,14 @@ struct Address {
 async fn request_verification(
     State(state): State<CommandState>,
     flow: Flow,
+    client: Client,
     Json(body): Json<Address>,
-) -> Response {
-    in_the_background(state, flow, body.email, |account_id| AccountCommand::RequestVerification {
-        account_id,
-        verification: verification_mail(now()),
-    })
+) -> Result<Response, Problem> {
+    charge(&client, Class::Recovery, Some(&body.email.folded())).await?;
+    let answer = in_the_background(state, flow, body.email, |account_id| {
+        AccountCommand::RequestVerification { account_id, verification: verification_mail(now()) }
+    });
+    Ok(answer)
 }
 
 /// Does something for the account of an address, if there is one, after the answer: it takes the same time for all.
@@ -358,9 +382,11 @@ struct Tokens {
 async fn log_in(
     State(state): State<CommandState>,
     flow: Flow,
+    client: Client,
     headers: HeaderMap,
     Json(body): Json<LogIn>,
 ) -> Result<Response, Problem> {
+    charge(&client, Class::LogIn, Some(&body.email.folded())).await?;
     let accounts = &state.accounts;
     let known = accounts.by_email(&body.email).await?;
     if known.is_none() {
@@ -369,7 +395,7 @@ async fn log_in(
     }
     if !is_right(accounts, known.as_ref(), &body.password).await? {
         if let Some(known) = known {
-            report_failure(state, flow, known.id, "password");
+            report_failure(state, flow, client, known.id, "password");
         }
         return Err(refused());
     }
@@ -390,7 +416,7 @@ async fn log_in(
             ));
         }
         if !shows_factor(accounts, known.id, factor_id, code, recovery).await? {
-            report_failure(state, flow, known.id, "second_factor");
+            report_failure(state, flow, client, known.id, "second_factor");
             return Err(refused());
         }
     }
@@ -401,7 +427,7 @@ async fn log_in(
         credential_id: known.state.credential_id,
         factor_id: known.state.factor_id,
         factor_for: accounts.factor_for().to_vec(),
-        source: None,
+        source: source_of(accounts, known.id, &client).await?,
         client: sealed(accounts, known.id, "client", client_of(&headers).as_deref()).await?,
     };
     let (accepted, head) = submit(&state, label_of(known.id), flow, command).await?;
@@ -516,10 +542,11 @@ async fn step_shown(
 }
 
 /// Writes down a failed log-in, after the answer.
-fn report_failure(state: CommandState, flow: Flow, account_id: Uuid, reason: &'static str) {
+fn report_failure(state: CommandState, flow: Flow, client: Client, account_id: Uuid, reason: &'static str) {
     metrics::counter!("tidemark_logins_failed_total", "reason" => reason).increment(1);
     tokio::spawn(async move {
-        let command = AccountCommand::ReportFailure { account_id, reason, source: None };
+        let source = source_of(&state.accounts, account_id, &client).await.ok().flatten();
+        let command = AccountCommand::ReportFailure { account_id, reason, source };
         if let Err(problem) = submit(&state, ANONYMOUS.to_owned(), flow, command).await {
             tracing::debug!(?problem, account = %account_id, "a failed log-in is not written down");
         }
@@ -548,6 +575,7 @@ struct Refresh {
 async fn refresh(
     State(state): State<CommandState>,
     flow: Flow,
+    client: Client,
     Json(body): Json<Refresh>,
 ) -> Result<Response, Problem> {
     let accounts = &state.accounts;
@@ -561,7 +589,8 @@ async fn refresh(
             metrics::counter!("tidemark_refresh_tokens_reused_total").increment(1);
             tracing::warn!(session = %session_id, account = %account_id, "a refresh token was used twice, its session is ended");
             let reason = SessionEnd::TokenReused;
-            let command = AccountCommand::EndSession { session_id, account_id, reason, source: None };
+            let source = source_of(accounts, account_id, &client).await.ok().flatten();
+            let command = AccountCommand::EndSession { session_id, account_id, reason, source };
             if let Err(problem) = submit(&state, ANONYMOUS.to_owned(), flow, command).await {
                 tracing::warn!(?problem, session = %session_id, "the end of a session is not written down");
             }
@@ -579,23 +608,31 @@ async fn refresh(
         (status = 503, body = Problem), (status = 504, body = Problem),
     )
 )]
-async fn log_out(State(state): State<CommandState>, actor: Actor, flow: Flow) -> Result<Response, Problem> {
+async fn log_out(
+    State(state): State<CommandState>,
+    actor: Actor,
+    client: Client,
+    flow: Flow,
+) -> Result<Response, Problem> {
     let Some(session_id) = actor.session else {
         return Err(Problem::new(&problem::STATE_CONFLICT, "the access token is of no session"));
     };
-    end_session(&state, &actor, flow, session_id).await.map(done)
+    end_session(&state, &actor, flow, &client, session_id).await.map(done)
 }
 
 async fn end_session(
     state: &CommandState,
     actor: &Actor,
     flow: Flow,
+    client: &Client,
     session_id: Uuid,
 ) -> Result<Head, Problem> {
     let store = state.accounts.store();
     store.end_session(session_id).await.map_err(|error| unavailable(&error))?;
     let (account_id, reason) = (actor.subject, SessionEnd::LoggedOut);
-    let command = AccountCommand::EndSession { session_id, account_id, reason, source: None };
+    // A token may be of an account that is none of the shop's: then there is nothing to end, and no key to seal with.
+    let source = source_of(&state.accounts, account_id, client).await.ok().flatten();
+    let command = AccountCommand::EndSession { session_id, account_id, reason, source };
     let (_, head) = submit(state, actor.label(), flow, command).await?;
     Ok(head)
 }
@@ -612,11 +649,12 @@ async fn log_out_everywhere(
     State(state): State<CommandState>,
     actor: Actor,
     flow: Flow,
+    client: Client,
 ) -> Result<Response, Problem> {
     let sessions = state.accounts.store().sessions(actor.subject).await;
     let mut head = None;
     for session_id in sessions.map_err(|error| unavailable(&error))? {
-        head = Some(end_session(&state, &actor, flow.clone(), session_id).await?);
+        head = Some(end_session(&state, &actor, flow.clone(), &client, session_id).await?);
     }
     Ok(answer(StatusCode::NO_CONTENT, head, Vec::new()))
 }
@@ -659,9 +697,11 @@ async fn change_password(
     State(state): State<CommandState>,
     actor: Actor,
     flow: Flow,
+    client: Client,
     PathId(account_id): PathId,
     Json(body): Json<PasswordChange>,
 ) -> Result<Response, Problem> {
+    charge(&client, Class::LogIn, Some(&account_id.to_string())).await?;
     let accounts = &state.accounts;
     let known = proven(accounts, &actor, account_id, &body.current_password).await?;
     let hash = hash(accounts, body.password, None).await?;
@@ -696,11 +736,18 @@ async fn end_sessions(
         (status = 503, body = Problem),
     )
 )]
-async fn request_reset(State(state): State<CommandState>, flow: Flow, Json(body): Json<Address>) -> Response {
-    in_the_background(state, flow, body.email, |account_id| AccountCommand::RequestReset {
+async fn request_reset(
+    State(state): State<CommandState>,
+    flow: Flow,
+    client: Client,
+    Json(body): Json<Address>,
+) -> Result<Response, Problem> {
+    charge(&client, Class::Recovery, Some(&body.email.folded())).await?;
+    let answer = in_the_background(state, flow, body.email, |account_id| AccountCommand::RequestReset {
         account_id,
         reset: reset_mail(now()),
-    })
+    });
+    Ok(answer)
 }
 
 /// A mail's token and the new password.
@@ -726,8 +773,10 @@ struct Reset {
 async fn reset(
     State(state): State<CommandState>,
     flow: Flow,
+    client: Client,
     Json(body): Json<Reset>,
 ) -> Result<Response, Problem> {
+    charge(&client, Class::Recovery, None).await?;
     let accounts = &state.accounts;
     let link = read_link(accounts, &body.token, Purpose::Reset)?;
     let hash = hash(accounts, body.password, None).await?;
@@ -1016,9 +1065,11 @@ struct NewFactor {
 async fn begin_second_factor(
     State(state): State<CommandState>,
     actor: Actor,
+    client: Client,
     PathId(account_id): PathId,
     Json(body): Json<Proof>,
 ) -> Result<Response, Problem> {
+    charge(&client, Class::LogIn, Some(&account_id.to_string())).await?;
     let accounts = &state.accounts;
     let known = proven(accounts, &actor, account_id, &body.password).await?;
     let no_randomness = || Problem::new(&problem::INTERNAL, "no second factor can be made");
@@ -1072,9 +1123,11 @@ async fn confirm_second_factor(
     State(state): State<CommandState>,
     actor: Actor,
     flow: Flow,
+    client: Client,
     PathId(account_id): PathId,
     Json(body): Json<Confirmation>,
 ) -> Result<Response, Problem> {
+    charge(&client, Class::LogIn, Some(&account_id.to_string())).await?;
     may(&actor, account_id, &[])?;
     let accounts = &state.accounts;
     let factor_id = body.factor_id;
@@ -1101,9 +1154,11 @@ async fn disable_second_factor(
     State(state): State<CommandState>,
     actor: Actor,
     flow: Flow,
+    client: Client,
     PathId(account_id): PathId,
     Json(body): Json<Proof>,
 ) -> Result<Response, Problem> {
+    charge(&client, Class::LogIn, Some(&account_id.to_string())).await?;
     proven(&state.accounts, &actor, account_id, &body.password).await?;
     let command = AccountCommand::DisableSecondFactor { account_id };
     submit(&state, actor.label(), flow, command).await.map(|(_, head)| done(head))
@@ -1186,9 +1241,11 @@ async fn erase(
     State(state): State<CommandState>,
     actor: Actor,
     flow: Flow,
+    client: Client,
     PathId(account_id): PathId,
     OptionalJson(body): OptionalJson<Erasure>,
 ) -> Result<Response, Problem> {
+    charge(&client, Class::LogIn, Some(&account_id.to_string())).await?;
     may(&actor, account_id, &[])?;
     let accounts = &state.accounts;
     if actor.subject == account_id {

@@ -1,0 +1,141 @@
+//! TLS, spoken by the process itself: versions, the certificate's way in and out, and what is wrong with files.
+
+use std::path::Path;
+use std::process::Command;
+
+use tokio::net::TcpStream;
+
+use crate::harness::{Postgres, folder, free_port, tidemark, until};
+
+/// Makes a certificate for localhost that says who it is.
+fn certificate(folder: &Path, name: &str) {
+    let file = |end: &str| folder.join(format!("{name}.{end}"));
+    let made = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "2",
+        ])
+        .args(["-subj", &format!("/CN={name}"), "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"])
+        .arg("-keyout")
+        .arg(file("key"))
+        .arg("-out")
+        .arg(file("crt"))
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
+/// curl's exit code and all that it shows.
+async fn curl(arguments: &[&str]) -> (i32, String) {
+    let output = tokio::process::Command::new("curl")
+        .args(["-si", "--max-time", "10"])
+        .args(arguments)
+        .output()
+        .await
+        .unwrap();
+    (output.status.code().unwrap(), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[tokio::test]
+async fn tls_is_spoken_and_a_new_certificate_needs_no_new_process() {
+    let folder = folder();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    for name in ["first", "second"] {
+        certificate(folder.path(), name);
+    }
+    let put = |from: &str, end: &str| {
+        let draft = path(&format!("draft.{end}"));
+        std::fs::copy(path(&format!("{from}.{end}")), &draft).unwrap();
+        std::fs::rename(draft, path(&format!("shop.{end}"))).unwrap();
+    };
+    for end in ["crt", "key"] {
+        put("first", end);
+    }
+    let postgres = Postgres::shared().await;
+    let url = postgres.database().await;
+    let port = free_port();
+    let _shop = tidemark()
+        .args(["up", "--listen", &format!("127.0.0.1:{port}")])
+        .env("DATABASE_URL", &url)
+        .env("TIDEMARK_DATA_DIR", path(""))
+        .env("TIDEMARK_TLS_CERTIFICATE", path("shop.crt"))
+        .env("TIDEMARK_TLS_KEY", path("shop.key"))
+        .spawn()
+        .unwrap();
+    let ready = format!("https://localhost:{port}/readyz");
+    let (first, second) = (path("first.crt"), path("second.crt"));
+    until("the shop opens", async || {
+        let (_, said) = curl(&["--cacert", &first, &ready]).await;
+        said.contains(" 200").then_some(())
+    })
+    .await;
+    for version in [&["--tls-max", "1.2"][..], &["--tlsv1.3"]] {
+        let (code, said) = curl(&[version, &["--cacert", &first, &ready]].concat()).await;
+        assert_eq!(code, 0, "{version:?}");
+        assert!(
+            said.contains("strict-transport-security: max-age=63072000; includeSubDomains; preload"),
+            "{said}"
+        );
+    }
+    assert_ne!(curl(&["--cacert", &second, &ready]).await.0, 0, "the other certificate is not shown");
+    // Who speaks plain HTTP here gets no answer, and is led nowhere.
+    let (code, said) = curl(&[&format!("http://localhost:{port}/v1/products")]).await;
+    assert!(code != 0 && !said.contains("HTTP/1.1 3"), "{code} {said}");
+    // Who opens a connection and says nothing keeps nobody waiting.
+    let silent = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    assert_eq!(curl(&["--cacert", &first, &ready]).await.0, 0);
+    drop(silent);
+
+    // Only one of the two files is there yet: the certificate stays.
+    put("second", "crt");
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    assert_eq!(curl(&["--cacert", &first, &ready]).await.0, 0);
+    put("second", "key");
+    until("the new certificate is shown", async || {
+        (curl(&["--cacert", &second, &ready]).await.0 == 0).then_some(())
+    })
+    .await;
+    assert_ne!(curl(&["--cacert", &first, &ready]).await.0, 0);
+}
+
+#[tokio::test]
+async fn files_that_cannot_be_used_are_named() {
+    let folder = folder();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    for name in ["one", "other"] {
+        certificate(folder.path(), name);
+    }
+    std::fs::write(path("empty"), "").unwrap();
+    std::fs::write(path("broken"), "-----BEGIN CERTIFICATE-----\nAAAA\n").unwrap();
+    for (certificate, key, variable) in [
+        ("missing", "one.key", "TIDEMARK_TLS_CERTIFICATE"),
+        ("empty", "one.key", "TIDEMARK_TLS_CERTIFICATE"),
+        ("broken", "one.key", "TIDEMARK_TLS_CERTIFICATE"),
+        ("one.key", "one.key", "TIDEMARK_TLS_CERTIFICATE"),
+        ("one.crt", "missing", "TIDEMARK_TLS_KEY"),
+        ("one.crt", "empty", "TIDEMARK_TLS_KEY"),
+        ("one.crt", "one.crt", "TIDEMARK_TLS_KEY"),
+        ("one.crt", "other.key", "TIDEMARK_TLS_KEY"),
+        ("one.crt", "", "TIDEMARK_TLS_KEY"),
+        ("", "one.key", "TIDEMARK_TLS_CERTIFICATE"),
+    ] {
+        let mut command = tidemark();
+        command.args(["up", "--listen", "127.0.0.1:1"]).env("TIDEMARK_DATA_DIR", path(""));
+        for (variable, file) in [("TIDEMARK_TLS_CERTIFICATE", certificate), ("TIDEMARK_TLS_KEY", key)] {
+            if !file.is_empty() {
+                command.env(variable, path(file));
+            }
+        }
+        let output = command.output().await.unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), said.lines().count()), (Some(2), 1), "{certificate} {key}: {said}");
+        assert!(said.contains(variable) && !said.contains("PRIVATE KEY"), "{certificate} {key}: {said}");
+    }
+}
