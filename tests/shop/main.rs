@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
 mod access;
+mod api;
+mod authorisation;
 mod bad_input;
 mod broker;
 mod configuration;
