@@ -234,10 +234,12 @@ impl Access {
         if let Some((actor, expires)) = self.0.remembered.get(token) {
             return (now < expires).then_some(actor);
         }
-        let claims = jsonwebtoken::decode::<Claims>(token, &self.0.key, &self.0.validation).ok()?.claims;
-        if claims.exp <= now {
+        let decoded = jsonwebtoken::decode::<Claims>(token, &self.0.key, &self.0.validation).ok()?;
+        // Extensions that must be understood are not: there are none (RFC 7515, 4.1.11).
+        if decoded.header.crit.is_some() || decoded.claims.exp <= now {
             return None;
         }
+        let claims = decoded.claims;
         let actor = Actor { subject: claims.sub, role: claims.role };
         self.0.remembered.insert(token.to_owned(), (actor, claims.exp));
         Some(actor)
