@@ -9,6 +9,7 @@ mod bad_input;
 mod broker;
 mod configuration;
 mod faults;
+mod forgeries;
 mod harness;
 mod import;
 mod kafka;
