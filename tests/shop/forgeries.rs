@@ -577,12 +577,7 @@ async fn none_is_accepted(shop: &Shop, genuine: &Genuine, other: &str) {
     forms(genuine, &mut forged);
     let names: BTreeSet<&str> = forged.0.iter().map(|forgery| forgery.name.as_str()).collect();
     assert_eq!(names.len(), forged.0.len(), "each has its own name");
-    assert!(
-        names.len() >= 200 && protected.len() >= 16,
-        "{} kinds, {} routes",
-        names.len(),
-        protected.len()
-    );
+    assert!(names.len() >= 200 && protected.len() >= 16, "{} kinds, {} routes", names.len(), protected.len());
 
     // What the forgeries are made with makes good tokens: they are refused for what is wrong with them.
     let mut controls = Forgeries::default();
