@@ -5,6 +5,7 @@
 mod cluster;
 mod config;
 mod database;
+mod document;
 mod import;
 mod keys;
 mod processes;
