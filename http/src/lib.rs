@@ -16,6 +16,7 @@ pub mod layers;
 pub mod metrics;
 pub mod problem;
 pub mod server;
+mod strict;
 
 pub use access::{Access, Actor, Issuer, Role};
 pub use extract::{Flow, IdempotencyKey, IfMatch, Json, OptionalJson, PathId};
