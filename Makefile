@@ -10,9 +10,10 @@ run: setup            ## builds the shop and opens it on http://127.0.0.1:8080
 	$(CARGO) build --release --locked -p tidemark
 	exec $(built)/release/tidemark up $(RUN_ARGS)
 
-test: setup-test setup-cluster  ## every test, on real components, and the short form of chaos
+test: setup-test setup-cluster  ## every test, on real components, the API against its document, the short form of chaos
 	$(CARGO) test --workspace --locked --all-features
 	$(CARGO) build --locked -p tidemark -p tidemark-chaos --all-features
+	scripts/schemathesis $(built)/debug/tidemark $(SCHEMATHESIS_ARGS)
 	$(built)/debug/tidemark-chaos --seconds 60 --patience 4
 
 check:                ## form, lints, documentation, dependencies, deployment

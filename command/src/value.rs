@@ -1,11 +1,14 @@
 //! Values that cannot be bad: whoever holds one needs no check. They are made where requests are parsed.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use tidemark_events::{Currency, Money};
 use unicode_normalization::UnicodeNormalization;
 use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{Object, ObjectBuilder, OneOfBuilder, Schema, Type};
 
 /// What a value must be, said to whoever sent another.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -19,13 +22,14 @@ impl InvalidValue {
     }
 }
 
-/// Trims, normalises to NFC, and bounds a text; control characters (NUL among them) are refused.
+/// Trims, normalises to NFC, and bounds a text, as it came and as it is kept; control characters (NUL among them) are refused.
 fn text(raw: &str, most: usize) -> Result<String, InvalidValue> {
     let normal: String = raw.trim().nfc().collect();
     if normal.chars().any(char::is_control) {
         return Err(InvalidValue("must not contain control characters".to_owned()));
     }
     let length = normal.chars().count();
+    let length = if length == 0 { 0 } else { length.max(raw.chars().count()) };
     if length == 0 || length > most {
         return Err(InvalidValue(format!("must have 1 to {most} characters, has {length}")));
     }
@@ -33,11 +37,11 @@ fn text(raw: &str, most: usize) -> Result<String, InvalidValue> {
 }
 
 macro_rules! texts {
-    ($( $(#[$doc:meta])* $name:ident, $most:tt; )+) => { $(
+    ($pattern:tt; $( $(#[$doc:meta])* $name:ident, $most:tt; )+) => { $(
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
         #[serde(try_from = "String", into = "String")]
-        #[schema(value_type = String, min_length = 1, max_length = $most)]
+        #[schema(value_type = String, min_length = 1, max_length = $most, pattern = $pattern)]
         pub struct $name(String);
 
         impl $name {
@@ -62,6 +66,8 @@ macro_rules! texts {
 }
 
 texts! {
+    // What `text` takes, as a regular expression: white space around, no control character within.
+    r"^[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*[^\x00- \x7f-\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]([^\x00-\x1f\x7f-\x9f]*[^\x00- \x7f-\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000])?[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*$";
     /// Stock keeping unit, 1 to 64 characters, unique in the shop.
     Sku, 64;
     /// What shoppers read, 1 to 200 characters.
@@ -115,9 +121,8 @@ impl From<Quantity> for i64 {
 }
 
 /// A correction of a stock count: −1,000,000 to 1,000,000, not 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "i64", into = "i64")]
-#[schema(value_type = i64, minimum = -1_000_000, maximum = 1_000_000)]
 pub struct Delta(i64);
 
 impl Delta {
@@ -145,6 +150,23 @@ impl From<Delta> for i64 {
     }
 }
 
+impl utoipa::PartialSchema for Delta {
+    fn schema() -> RefOr<Schema> {
+        let between = |least: i64, most: i64| {
+            ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(least)).maximum(Some(most))
+        };
+        let description = "A correction of a stock count, not 0.";
+        let (down, up) = (between(-Quantity::MAX, -1), between(1, Quantity::MAX));
+        OneOfBuilder::new().item(down).item(up).description(Some(description)).into()
+    }
+}
+
+impl ToSchema for Delta {
+    fn name() -> Cow<'static, str> {
+        "Delta".into()
+    }
+}
+
 /// The price of one unit: 0 to 2^53 − 1 minor units of a currency in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "RawPrice", into = "Money")]
@@ -159,8 +181,16 @@ pub struct RawPrice {
     #[schema(minimum = 0, maximum = 9_007_199_254_740_991_i64)]
     amount: i64,
     /// ISO 4217 alphabetic code.
-    #[schema(pattern = "^[A-Z]{3}$")]
+    #[schema(schema_with = currencies)]
     currency: String,
+}
+
+fn currencies() -> Object {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .enum_values(Some(Currency::codes()))
+        .description(Some("ISO 4217 alphabetic code"))
+        .build()
 }
 
 impl Price {
@@ -198,13 +228,13 @@ impl From<Price> for Money {
 }
 
 impl utoipa::PartialSchema for Price {
-    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+    fn schema() -> RefOr<Schema> {
         RawPrice::schema()
     }
 }
 
 impl ToSchema for Price {
-    fn name() -> std::borrow::Cow<'static, str> {
+    fn name() -> Cow<'static, str> {
         "Price".into()
     }
 }
@@ -222,6 +252,7 @@ mod tests {
         }
         assert!(Sku::try_from("x".repeat(64)).is_ok());
         assert!(Sku::try_from("x".repeat(65)).is_err());
+        assert!(Sku::try_from(format!("x{}", " ".repeat(64))).is_err(), "as it came, too");
     }
 
     #[test]

@@ -49,7 +49,12 @@ impl Currency {
     #[must_use]
     pub fn parse(code: &str) -> Option<Self> {
         let currency = Self::from_letters(code)?;
-        CODES.split(' ').any(|known| known == code).then_some(currency)
+        Self::codes().any(|known| known == code).then_some(currency)
+    }
+
+    /// The codes in use, in alphabetic order.
+    pub fn codes() -> impl Iterator<Item = &'static str> {
+        CODES.split(' ')
     }
 
     /// Any three upper-case letters: what stands in an old event must stay readable when ISO drops a code.

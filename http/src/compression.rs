@@ -5,7 +5,7 @@
 
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use tower::{Layer, ServiceExt};
@@ -34,8 +34,19 @@ pub(crate) async fn answer(request: Request, next: Next) -> Response {
         }
         return response;
     }
-    let Ok(response) = CompressionLayer::new().compress_when(worth_it()).layer(next).oneshot(request).await;
+    // Where no encoding is accepted, not even none, the layer makes 406 of the status. But what a command has done is
+    // done: who asks for the impossible is answered in plain.
+    let answered = next.map_response(|mut response: Response| {
+        let status = response.status();
+        response.extensions_mut().insert(status);
+        response
+    });
+    let Ok(response) =
+        CompressionLayer::new().compress_when(worth_it()).layer(answered).oneshot(request).await;
     let mut response = response.map(Body::new);
+    if let Some(status) = response.extensions_mut().remove::<StatusCode>() {
+        *response.status_mut() = status;
+    }
     if let Some(tag) = encoded_tag(&response) {
         response.headers_mut().insert(header::ETAG, tag);
     }

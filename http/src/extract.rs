@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::pace::Interrupted;
 use crate::problem::{self, Problem};
+use crate::strict::Strict;
 
 /// The largest body, in bytes.
 pub const MAX_BODY: usize = 1024 * 1024;
@@ -103,7 +104,9 @@ async fn read(headers: &HeaderMap, body: axum::body::Body) -> Result<Bytes, Prob
 
 /// Parses once on the usual way, and a second time, for the place, only when that has failed.
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
-    let error = match serde_json::from_slice(bytes) {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let read = T::deserialize(Strict(&mut deserializer));
+    let error = match read.and_then(|value| deserializer.end().map(|()| value)) {
         Ok(value) => return Ok(value),
         Err(error) => error,
     };
@@ -115,7 +118,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
         return Err(Problem::new(&problem::MALFORMED_JSON, error.to_string()));
     }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let pointer = match serde_path_to_error::deserialize::<_, T>(&mut deserializer) {
+    let pointer = match serde_path_to_error::deserialize::<_, T>(Strict(&mut deserializer)) {
         Ok(_) => String::new(),
         Err(error) => pointer(error.path()),
     };
@@ -321,6 +324,8 @@ mod tests {
             (r#"{"lines":[{}]}"#, (422, "/problems/invalid-value /lines/0")),
             (r#"{"lines":null}"#, (422, "/problems/invalid-value /lines")),
             (r#"[]"#, (422, "/problems/invalid-value ")),
+            (r#"[[{"quantity":1}]]"#, (422, "/problems/invalid-value ")),
+            (r#"{"lines":[[1]]}"#, (422, "/problems/invalid-value /lines/0")),
             (r#"{"lines":[],"lines":[]}"#, (422, "/problems/invalid-value ")),
             (r#"{"lines":[],"price":1}"#, (400, "/problems/unknown-field /price")),
         ] {

@@ -27,6 +27,7 @@ mod pace;
 pub mod problem;
 pub mod revocations;
 pub mod server;
+mod strict;
 pub mod tls;
 
 pub use access::{Access, Actor, Issuer, Role};

@@ -6,6 +6,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{RawQuery, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt;
 use tidemark_events::log::{Filter, Log, Page};
 use tidemark_events::ndjson;
 use tidemark_http::{Actor, Problem, Role, problem};
@@ -87,6 +88,8 @@ async fn stream(
         let chunk = to_send.recv().await?;
         Some((Ok::<_, Infallible>(chunk), to_send))
     });
+    // Who compresses it asks once more after its end.
+    let body = body.fuse();
     let headers = [(header::CONTENT_TYPE, "application/x-ndjson"), (header::CACHE_CONTROL, "no-store")];
     Ok((headers, Body::from_stream(body)).into_response())
 }

@@ -92,7 +92,7 @@ const MAX_WORDS: usize = 10;
         ("department" = Option<String>, Query, description = "Of this department"),
         ("min_price" = Option<i64>, Query, description = "Minor units"),
         ("max_price" = Option<i64>, Query, description = "Minor units"),
-        ("sort" = Option<String>, Query, description = "name, -name, price, -price, newest or (with q) relevance"),
+        ("sort" = Option<String>, Query, description = "name, -name, price, -price or newest; left out: by name, and with q by relevance, which then has that name, too"),
         ("limit" = Option<u32>, Query, description = "1 to 100, 20 if left out"),
         ("cursor" = Option<String>, Query, description = "next_cursor of the page before"),
         ("fields" = Option<String>, Query, description = "Only these fields of each item, by comma"),

@@ -192,7 +192,7 @@ pub(crate) struct Shop {
 }
 
 pub(crate) const CUSTOMER: &str = "0190b6a2-8c5e-7c11-b0de-1f0e9a7b0c01";
-const SECRET: &str = "a secret of the tests, 32 bytes or more";
+pub(crate) const SECRET: &str = "a secret of the tests, 32 bytes or more";
 /// So that shops on one database can open what the others seal.
 const MASTER_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
@@ -209,20 +209,28 @@ pub(crate) fn tidemark() -> Command {
         .env("TIDEMARK_TOKEN_SECRET", SECRET)
         .env("TIDEMARK_MASTER_KEY", MASTER_KEY)
         // All tests come from one address; those that are about limits set their own.
-        .env("TIDEMARK_LIMITS", "log-in=1000/s,recovery=1000/s")
+        .env("TIDEMARK_LIMITS", "reads=off,commands=off,account=off,log-in=off,recovery=off")
         .env("TIDEMARK_LOG", "warn")
         .kill_on_drop(true);
     command
 }
 
+/// `tidemark` with the EdDSA key under its data directory.
+pub(crate) fn tidemark_with_key() -> Command {
+    let mut command = tidemark();
+    command.env_remove("TIDEMARK_TOKEN_SECRET");
+    command
+}
+
 /// A token of a role, for a subject.
 pub(crate) async fn token(role: &str, subject: &str) -> String {
-    let output = tidemark()
-        .args(["token", "--role", role, "--subject", subject, "--data-dir"])
-        .arg(std::env::temp_dir())
-        .output()
-        .await
-        .unwrap();
+    issued(tidemark(), &std::env::temp_dir(), role, subject).await
+}
+
+/// The same, by the key that the program is told of.
+pub(crate) async fn issued(mut program: Command, data: &Path, role: &str, subject: &str) -> String {
+    program.args(["token", "--role", role, "--subject", subject, "--data-dir"]).arg(data);
+    let output = program.output().await.unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
@@ -244,6 +252,18 @@ impl Shop {
         Self::launch("up", url, data, &[("DATABASE_URL", url), ("TIDEMARK_DATA_DIR", &dir)]).await
     }
 
+    /// On a database of its own, with the key that it makes under its data directory.
+    pub(crate) async fn with_its_own_key() -> Self {
+        let postgres = Postgres::shared().await;
+        let url = postgres.database().await;
+        let data = Arc::new(folder());
+        let dir = data.path().to_str().unwrap().to_owned();
+        let settings = [("DATABASE_URL", url.as_str()), ("TIDEMARK_DATA_DIR", &dir)];
+        let mut shop = Self::launch_by(tidemark_with_key, "up", &url, data, &settings).await;
+        shop._postgres = Some(postgres);
+        shop
+    }
+
     /// One part of it as a process of its own.
     pub(crate) async fn part(name: &str, log: &str, settings: &[(&str, &str)]) -> Self {
         let data = Arc::new(folder());
@@ -253,23 +273,37 @@ impl Shop {
     }
 
     async fn launch(name: &str, url: &str, data: Arc<TempDir>, settings: &[(&str, &str)]) -> Self {
+        Self::launch_by(tidemark, name, url, data, settings).await
+    }
+
+    async fn launch_by(
+        program: fn() -> Command,
+        name: &str,
+        url: &str,
+        data: Arc<TempDir>,
+        settings: &[(&str, &str)],
+    ) -> Self {
         let port = free_port();
-        let process = tidemark()
+        let process = program()
             .args([name, "--listen", &format!("127.0.0.1:{port}")])
             .envs(settings.iter().copied())
             .spawn()
             .unwrap();
-        let shop = Self {
+        let mut shop = Self {
             base: format!("http://127.0.0.1:{port}"),
             url: url.to_owned(),
             data,
             process,
             client: reqwest::Client::builder().timeout(Duration::from_secs(30)).build().unwrap(),
-            staff: token("staff", "0190b6a2-8c5e-7c11-b0de-1f0e9a7b0c0f").await,
-            customer: token("customer", CUSTOMER).await,
+            staff: String::new(),
+            customer: String::new(),
             _postgres: None,
         };
         shop.ready().await;
+        // The key is there once the shop is open.
+        let data = shop.data.path();
+        shop.staff = issued(program(), data, "staff", "0190b6a2-8c5e-7c11-b0de-1f0e9a7b0c0f").await;
+        shop.customer = issued(program(), data, "customer", CUSTOMER).await;
         shop
     }
 

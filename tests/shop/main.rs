@@ -4,10 +4,13 @@
 
 mod access;
 mod accounts;
+mod api;
+mod authorisation;
 mod bad_input;
 mod broker;
 mod configuration;
 mod faults;
+mod forgeries;
 mod hardening;
 mod harness;
 mod import;

@@ -1,5 +1,7 @@
 //! Lists, search, replay, documents.
 
+use std::io::Read;
+
 use serde_json::json;
 
 use crate::harness::{Shop, token};
@@ -88,6 +90,19 @@ async fn the_log_is_streamed_and_the_documents_are_there() {
     assert_eq!(positions, (1..=6).collect::<Vec<_>>());
     assert_eq!(lines[4]["event_type"], "OrderPlaced");
     assert_eq!(lines[4]["metadata"]["actor"], format!("customer:{}", crate::harness::CUSTOMER));
+    let packed = shop
+        .client
+        .get(format!("{}/v1/events", shop.base))
+        .bearer_auth(&analyst)
+        .header("Accept-Encoding", "gzip")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(packed.headers()["content-encoding"], "gzip");
+    let packed = packed.bytes().await.expect("the whole of it");
+    let mut unpacked = String::new();
+    flate2::read::GzDecoder::new(&packed[..]).read_to_string(&mut unpacked).unwrap();
+    assert_eq!(unpacked, all.text, "and compressed for who asks for it");
     let some = shop.get("/v1/events?from=2&to=5&category=stock,order", Some(&analyst), &[]).await;
     assert_eq!(some.text.lines().count(), 2);
     assert_eq!(shop.get("/v1/events", Some(&shop.customer), &[]).await.status, 403);

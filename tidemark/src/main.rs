@@ -6,6 +6,7 @@ mod accounts;
 mod cluster;
 mod config;
 mod database;
+mod document;
 mod import;
 mod keys;
 mod processes;

@@ -16,13 +16,11 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tower_http::set_header::SetResponseHeaderLayer;
-use utoipa::OpenApi;
-use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::SwaggerUi;
 
 use crate::config::ServeOptions;
-use crate::{Failure, cluster};
+use crate::{Failure, cluster, document};
 
 pub(crate) async fn join(task: tokio::task::JoinHandle<()>) {
     if let Err(error) = task.await {
@@ -94,35 +92,6 @@ pub(crate) fn stop_on_signals(stop: &CancellationToken) -> Result<(), Failure> {
     Ok(())
 }
 
-#[derive(OpenApi)]
-#[openapi(
-    info(
-        title = "Tidemark",
-        description = "An event-sourced commerce backend. Commands answer with `Tidemark-Position`; a read that sends it back as `Tidemark-After` sees what the command wrote."
-    ),
-    tags(
-        (name = "catalog", description = "What is offered, and at which price"),
-        (name = "inventory", description = "How many units there are"),
-        (name = "orders", description = "Who bought what, and how far it has come"),
-        (name = "accounts", description = "Who somebody is"),
-        (name = "sessions", description = "Logging in and out"),
-        (name = "log", description = "Everything that happened"),
-    )
-)]
-struct Api;
-
-/// The document of the whole API. It is the same in every process, whichever of the routes that one serves: clients
-/// see one shop, and ask whom they reach.
-fn document() -> utoipa::openapi::OpenApi {
-    let mut document = Api::openapi();
-    document.merge(tidemark_command::document());
-    document.merge(tidemark_query::document());
-    let mut token = Http::new(HttpAuthScheme::Bearer);
-    token.bearer_format = Some("JWT".to_owned());
-    document.components.get_or_insert_default().add_security_scheme("token", SecurityScheme::Http(token));
-    document
-}
-
 /// A process's routes with what every process answers: the API's document and page, health, metrics, problems.
 pub(crate) fn router(routes: OpenApiRouter, health: Health) -> Router {
     let (api, _) = routes.split_for_parts();
@@ -131,8 +100,10 @@ pub(crate) fn router(routes: OpenApiRouter, health: Health) -> Router {
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
          connect-src 'self'; frame-ancestors 'none'",
     );
-    let docs = Router::<()>::from(SwaggerUi::new("/docs").url("/openapi.json", document()))
-        .layer(SetResponseHeaderLayer::overriding(header::CONTENT_SECURITY_POLICY, policy));
+    let docs = Router::<()>::from(
+        SwaggerUi::new("/docs").external_url_unchecked("/openapi.json", document::document()),
+    )
+    .layer(SetResponseHeaderLayer::overriding(header::CONTENT_SECURITY_POLICY, policy));
     let operations = Router::new()
         .route("/livez", get(async || StatusCode::OK))
         .route("/readyz", get(ready))

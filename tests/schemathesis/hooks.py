@@ -1,0 +1,56 @@
+"""What a schema cannot say about a good request: the values that there are at this moment.
+
+What a request has that is wrong stays as schemathesis made it."""
+
+import os
+import re
+import uuid
+
+import schemathesis
+from schemathesis.generation.modes import GenerationMode
+
+POSITION = re.compile(r"([0-9]{1,9}-)?[0-9]{1,18}")
+ON_SALE = os.environ.get("TIDEMARK_PRODUCT")
+
+
+def as_written(value):
+    """A whole number is one without a point: JSON Schema takes 3.0 for one, the shop does not."""
+    if isinstance(value, dict):
+        return {name: as_written(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [as_written(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def order_of_what_is_on_sale(body):
+    """Three of four orders are of the product that is there, in quantities that do not use it up."""
+    lines = body["lines"]
+    if not lines[0]["product_id"].endswith(("0", "4", "8", "c")):
+        for line in lines:
+            line.update(product_id=ON_SALE, quantity=line["quantity"] % 3 + 1)
+
+
+@schemathesis.hook
+def before_call(context, case, kwargs):
+    headers, query = case.headers or {}, case.query or {}
+    # A position that the log has not come to is waited for, and then refused.
+    if POSITION.fullmatch(headers.get("Tidemark-After", "")):
+        headers["Tidemark-After"] = "0"
+    if case.meta is None or case.meta.generation.mode != GenerationMode.POSITIVE:
+        return
+    # A key belongs to one intent: the same key with another body is refused.
+    if "Idempotency-Key" in headers:
+        headers["Idempotency-Key"] = str(uuid.uuid4())
+    # What cannot be spelt with letters and digits alone is left empty where header values are tried one by one, which
+    # the schema does not allow. The other phases send good versions.
+    if headers.get("If-Match") == "":
+        headers["If-Match"] = "*"
+    # A cursor is what a page said. One that is made up is refused.
+    query.pop("cursor", None)
+    # What follows the log never ends.
+    if "follow" in query:
+        query["follow"] = "false"
+    if isinstance(case.body, (dict, list)):
+        case.body = as_written(case.body)
+        if ON_SALE and (case.method.upper(), case.path) == ("POST", "/v1/orders"):
+            order_of_what_is_on_sale(case.body)
