@@ -71,6 +71,11 @@ async fn register(shop: &Shop, email: &str) {
     let body = json!({ "email": email, "password": PASSWORD, "name": "Ada Lovelace" });
     let told = post(shop, "/v1/accounts", None, body).await;
     assert_eq!(told.status, 202, "{}", told.text);
+    verify(shop, email).await;
+}
+
+/// Shows the token of the mail that verifies an address.
+pub(crate) async fn verify(shop: &Shop, email: &str) {
     let token = mailed(shop, email, VERIFY, 1).await;
     let verified = post(shop, "/v1/accounts/email-verifications", None, json!({ "token": token })).await;
     assert_eq!(verified.status, 204, "{}", verified.text);
@@ -618,4 +623,97 @@ async fn guessing_is_slow_from_one_address_and_at_one_account() {
     }
     assert_eq!(guess("192.0.2.20", "target@example.org").await.status, 429, "one account, many addresses");
     assert_eq!(guess("192.0.2.21", "elsewhere@example.org").await.status, 401);
+}
+
+/// What a mail server of its own was sent, by recipient.
+fn delivered(maildir: &std::path::Path, to: &str) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(maildir.join("new")) else { return Vec::new() };
+    let texts = entries.map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap());
+    texts.filter(|text| text.contains(&format!("To: {to}"))).collect()
+}
+
+#[tokio::test]
+async fn mails_go_out_over_smtp_and_wait_while_the_server_is_away() {
+    let postgres = crate::harness::Postgres::shared().await;
+    let url = postgres.database().await;
+    let (folder, port) = (crate::harness::folder(), crate::harness::free_port());
+    let maildir = folder.path().join("mails");
+    let smtp = format!("smtp://127.0.0.1:{port}");
+    let settings = [("DATABASE_URL", url.as_str()), ("TIDEMARK_SMTP_URL", &smtp)];
+    let shop = Shop::part("up", &url, &settings).await;
+    let email = "posted@example.org";
+    let body = json!({ "email": email, "password": PASSWORD });
+    assert_eq!(post(&shop, "/v1/accounts", None, body).await.status, 202, "with nobody to take the mail");
+    let pool = shop.pool().await;
+    let state = async || -> Option<(String, i32, Option<String>)> {
+        sqlx::query_as("SELECT state, attempts, error FROM accounts.mails")
+            .fetch_optional(&pool)
+            .await
+            .unwrap()
+    };
+    until("it is tried", async || state().await.filter(|(_, attempts, _)| *attempts > 0).map(drop)).await;
+    let (waiting, _, error) = state().await.unwrap();
+    assert_eq!(waiting, "waiting");
+    assert!(!error.unwrap().contains("posted"), "an error says nothing of the address");
+
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/smtp-server");
+    let mut server = tokio::process::Command::new(script)
+        .args([&port.to_string(), maildir.to_str().unwrap()])
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mail = until("the mail is delivered", async || delivered(&maildir, email).pop()).await;
+    until("it is done", async || state().await.filter(|(state, ..)| state == "sent").map(drop)).await;
+    assert!(
+        mail.contains("Subject: Please verify your e-mail address") && mail.contains("Message-ID: <"),
+        "{mail}"
+    );
+    let text = mail.replace("=\n", "").replace("=\r\n", "").replace("=3D", "=");
+    let token = text.lines().map(str::trim).find(|line| line.len() == 86).unwrap();
+    let verified = post(&shop, "/v1/accounts/email-verifications", None, json!({ "token": token })).await;
+    assert_eq!(verified.status, 204, "{}", verified.text);
+    assert_eq!(delivered(&maildir, email).len(), 1, "once");
+    server.kill().await.unwrap();
+}
+
+/// kill -9 between a decision and what it asks for: whoever comes next does it.
+#[tokio::test]
+async fn what_an_event_asks_for_is_done_though_its_process_was_killed() {
+    let mut shop = Shop::open().await;
+    let email = "unlucky@example.org";
+    register(&shop, email).await;
+    let (id, access, _) = session(&shop, email).await;
+    let pool = shop.pool().await;
+    // As if everything but the event had not happened: the sessions' end and the key's are still to come.
+    sqlx::raw_sql(
+        "CREATE TABLE held AS SELECT * FROM vault.keys; \
+         CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'held'; END $$; \
+         CREATE TRIGGER hold BEFORE UPDATE ON accounts.sessions FOR EACH ROW EXECUTE FUNCTION hold(); \
+         CREATE TRIGGER hold BEFORE UPDATE ON vault.keys FOR EACH ROW EXECUTE FUNCTION hold();",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    let path = format!("/v1/accounts/{id}/erasure");
+    let answer = post(&shop, &path, Some(&access), json!({ "password": PASSWORD })).await;
+    assert_eq!(answer.status, 503, "it is decided, and what it asks for cannot be done: {}", answer.text);
+    shop.process.start_kill().unwrap();
+    shop.process.wait().await.unwrap();
+    sqlx::raw_sql("DROP TRIGGER hold ON accounts.sessions; DROP TRIGGER hold ON vault.keys;")
+        .execute(&pool)
+        .await
+        .unwrap();
+    let next = Shop::on(&shop.url).await;
+    until("its tokens are refused", async || (!is_taken(&next, &access).await).then_some(())).await;
+    until("the key is destroyed", async || {
+        let erased: bool =
+            sqlx::query_scalar("SELECT wrapped IS NULL FROM vault.keys WHERE subject = $1::uuid")
+                .bind(&id)
+                .fetch_one(&pool)
+                .await
+                .unwrap();
+        erased.then_some(())
+    })
+    .await;
+    assert_eq!(log_in(&next, email, PASSWORD).await.status, 401);
 }

@@ -124,6 +124,14 @@ fn may(actor: &Actor, account_id: Uuid, roles: &[Role]) -> Result<(), Problem> {
     Err(Problem::new(&problem::NOT_FOUND, format!("there is no account {account_id}")))
 }
 
+/// An account's owner, and nobody else: what is proven with its password is not for admins.
+fn own(actor: &Actor, account_id: Uuid) -> Result<(), Problem> {
+    if actor.subject == account_id {
+        return Ok(());
+    }
+    Err(Problem::new(&problem::NOT_FOUND, format!("there is no account {account_id}")))
+}
+
 async fn sealed(
     accounts: &Accounts,
     subject: Uuid,
@@ -674,7 +682,7 @@ async fn proven(
     account_id: Uuid,
     password: &ShownPassword,
 ) -> Result<Known, Problem> {
-    may(actor, account_id, &[])?;
+    own(actor, account_id)?;
     let known = accounts.by_id(account_id).await?;
     if !is_right(accounts, known.as_ref(), password).await? {
         return Err(refused());
@@ -929,6 +937,16 @@ async fn add_address(
     Ok(answer(StatusCode::CREATED, Some(head), json(&Made { id: accepted.id })))
 }
 
+/// An account that is not one's own and an address that it does not have are one answer.
+fn no_address(account_id: Uuid, address_id: Uuid) -> impl FnOnce(Problem) -> Problem {
+    move |problem| {
+        if problem.status() != StatusCode::NOT_FOUND {
+            return problem;
+        }
+        Problem::new(&problem::NOT_FOUND, format!("account {account_id} has no address {address_id}"))
+    }
+}
+
 /// The two ids of an address's path; what is no UUID names nothing.
 type AddressPath = Result<Path<(Uuid, Uuid)>, axum::extract::rejection::PathRejection>;
 
@@ -956,10 +974,13 @@ async fn revise_address(
 ) -> Result<Response, Problem> {
     let (account_id, address_id) = ids(path)?;
     let accounts = &state.accounts;
-    must_exist(accounts, &actor, account_id).await?;
-    let address = sealed_address(accounts, account_id, &body).await?;
-    let command = AccountCommand::ReviseAddress { account_id, address_id, address };
-    submit(&state, actor.label(), flow, command).await.map(|(_, head)| done(head))
+    let revised = async {
+        must_exist(accounts, &actor, account_id).await?;
+        let address = sealed_address(accounts, account_id, &body).await?;
+        let command = AccountCommand::ReviseAddress { account_id, address_id, address };
+        submit(&state, actor.label(), flow, command).await
+    };
+    revised.await.map(|(_, head)| done(head)).map_err(no_address(account_id, address_id))
 }
 
 /// Removes an address.
@@ -979,9 +1000,12 @@ async fn remove_address(
     path: AddressPath,
 ) -> Result<Response, Problem> {
     let (account_id, address_id) = ids(path)?;
-    may(&actor, account_id, &[])?;
-    let command = AccountCommand::RemoveAddress { account_id, address_id };
-    submit(&state, actor.label(), flow, command).await.map(|(_, head)| done(head))
+    let removed = async {
+        may(&actor, account_id, &[])?;
+        let command = AccountCommand::RemoveAddress { account_id, address_id };
+        submit(&state, actor.label(), flow, command).await
+    };
+    removed.await.map(|(_, head)| done(head)).map_err(no_address(account_id, address_id))
 }
 
 /// What an account may do.
@@ -1128,7 +1152,7 @@ async fn confirm_second_factor(
     Json(body): Json<Confirmation>,
 ) -> Result<Response, Problem> {
     charge(&client, Class::LogIn, Some(&account_id.to_string())).await?;
-    may(&actor, account_id, &[])?;
+    own(&actor, account_id)?;
     let accounts = &state.accounts;
     let factor_id = body.factor_id;
     if !shows_factor(accounts, account_id, factor_id, Some(&body.one_time_code), None).await? {
