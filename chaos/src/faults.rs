@@ -218,7 +218,7 @@ impl Plan {
 /// What faults need to strike.
 pub(crate) struct Arena {
     pub(crate) cluster: Arc<Cluster>,
-    pub(crate) links: Links,
+    links: Arc<Links>,
     disk: Option<Arc<Disk>>,
     pub(crate) stage: Arc<Stage>,
     pub(crate) began: Instant,
@@ -232,7 +232,7 @@ impl Arena {
     /// Nothing has struck yet.
     pub(crate) fn new(
         cluster: Arc<Cluster>,
-        links: Links,
+        links: Arc<Links>,
         disk: Option<Arc<Disk>>,
         stage: Arc<Stage>,
         began: Instant,
@@ -461,13 +461,13 @@ impl Arena {
     }
 }
 
-/// Which fault a wait of a client is due to: of those that were under way the one that began last, and first of all one
-/// that stood in its way.
+/// Which fault a wait of a client is due to: first of all one that stood in its way, and of those the one under which it
+/// waited longest. The next fault may strike while a client still waits for what the one before has broken.
 pub(crate) fn cause(struck: &[Struck], from: Duration, to: Duration, writes: bool) -> Option<&Struck> {
-    struck
-        .iter()
-        .filter(|fault| fault.from <= to && fault.over >= from)
-        .max_by_key(|fault| (fault.on_the_way_of_writes == writes, fault.from))
+    struck.iter().filter(|fault| fault.from <= to && fault.over >= from).max_by_key(|fault| {
+        let together = fault.over.min(to).saturating_sub(fault.from.max(from));
+        (fault.on_the_way_of_writes == writes, together)
+    })
 }
 
 /// How often each fault has struck.
@@ -477,4 +477,37 @@ pub(crate) fn counted(struck: &[Struck]) -> BTreeMap<&str, usize> {
         *counts.entry(fault.name.as_str()).or_default() += 1;
     }
     counts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_due_to_the_fault_under_which_it_waited_longest() {
+        let fault = |name: &str, on_the_way_of_writes, from, over| Struck {
+            name: name.to_owned(),
+            on_the_way_of_writes,
+            from: Duration::from_millis(from),
+            over: Duration::from_millis(over),
+            back: None,
+        };
+        let struck = [
+            fault("slow", true, 1_000, 3_000),
+            fault("views", false, 500, 9_000),
+            fault("kill", true, 3_400, 5_000),
+        ];
+        let cause = |from, to, writes| {
+            let (from, to) = (Duration::from_millis(from), Duration::from_millis(to));
+            cause(&struck, from, to, writes).map(|fault| fault.name.clone())
+        };
+        assert_eq!(
+            cause(900, 3_600, true).as_deref(),
+            Some("slow"),
+            "the kill struck when it was nearly over"
+        );
+        assert_eq!(cause(2_900, 4_500, true).as_deref(), Some("kill"));
+        assert_eq!(cause(900, 4_500, false).as_deref(), Some("views"));
+        assert_eq!(cause(9_001, 9_500, true), None);
+    }
 }

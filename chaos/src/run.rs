@@ -19,7 +19,7 @@ use crate::faults::{Arena, Links, Plan};
 use crate::fold::Fold;
 use crate::history::History;
 use crate::log::{self, Event};
-use crate::proxy::Link;
+use crate::proxy::{Link, Weather};
 use crate::report::{Least, Report};
 
 /// Before the first fault.
@@ -83,7 +83,7 @@ pub(crate) async fn run(options: &Options, stopped: &CancellationToken) -> Resul
 pub(crate) async fn in_cluster<T>(
     options: &Options,
     stopped: &CancellationToken,
-    work: impl AsyncFnOnce(&Arc<Cluster>, Links, Option<&Arc<Disk>>) -> Result<T, ChaosError>,
+    work: impl AsyncFnOnce(&Arc<Cluster>, &Arc<Links>, Option<&Arc<Disk>>) -> Result<T, ChaosError>,
 ) -> Result<(TempDir, T), ChaosError> {
     let was_stopped = || ChaosError::Wrong("stopped".to_owned());
     if stopped.is_cancelled() {
@@ -94,10 +94,10 @@ pub(crate) async fn in_cluster<T>(
         .tempdir()
         .map_err(ChaosError::io("making a directory"))?;
     let first_port = free_ports(PORTS)?;
-    let links = Links {
+    let links = Arc::new(Links {
         log: Link::to(dir.path().join("postgres-log.port")).await?,
         views: Link::to(dir.path().join("postgres-views.port")).await?,
-    };
+    });
     let mut environment = options.environment.clone();
     environment.push(("TIDEMARK_CLUSTER_LOG_LINK".to_owned(), links.log.port().to_string()));
     environment.push(("TIDEMARK_CLUSTER_VIEWS_LINK".to_owned(), links.views.port().to_string()));
@@ -119,10 +119,15 @@ pub(crate) async fn in_cluster<T>(
         }
     };
     let done = tokio::select! {
-        done = work(&cluster, links, disk.as_ref()) => done,
+        done = work(&cluster, &links, disk.as_ref()) => done,
         () = stopped.cancelled() => Err(was_stopped()),
     };
+    // Services finish what is in hand before they end: the links must be there, and good.
+    for link in [&links.log, &links.views] {
+        link.set(Weather::Fair);
+    }
     let ended = cluster.stop().await;
+    drop(links);
     if let Some(disk) = disk {
         tokio::task::block_in_place(|| disk.unmount());
     }
@@ -140,7 +145,7 @@ pub(crate) async fn in_cluster<T>(
 async fn on(
     options: &Options,
     cluster: &Arc<Cluster>,
-    links: Links,
+    links: &Arc<Links>,
     disk: Option<&Arc<Disk>>,
 ) -> Result<Report, ChaosError> {
     let began = Instant::now();
@@ -151,7 +156,7 @@ async fn on(
     tokio::time::sleep(QUIET).await;
     tokio::spawn(Arc::clone(cluster).supervise());
     let stage = Arc::clone(&drive.stage);
-    let arena = Arc::new(Arena::new(Arc::clone(cluster), links, disk.cloned(), stage, began));
+    let arena = Arc::new(Arena::new(Arc::clone(cluster), Arc::clone(links), disk.cloned(), stage, began));
     let plan = Plan::new(options.seed, cluster, options.gone_for, &options.only);
     arena.strike(plan, options.time, options.least.commands).await;
     tracing::info!(accepted = drive.stage.accepted(), "the faults are over");

@@ -47,6 +47,8 @@ struct Shopper {
     /// Products of its own, the newest last, and how many it has made.
     products: VecDeque<Uuid>,
     made: usize,
+    /// How many prices it has changed.
+    priced: i64,
     /// What it was told last.
     told: Option<(i32, i64)>,
 }
@@ -89,6 +91,7 @@ pub(super) async fn run(
         shipped: VecDeque::new(),
         products: VecDeque::new(),
         made: 0,
+        priced: 0,
         told: None,
     };
     while !over.is_cancelled() {
@@ -210,7 +213,9 @@ impl Shopper {
 
     async fn price(&mut self) -> Result<(), ChaosError> {
         let Some(&product) = self.products.back() else { return Ok(()) };
-        let price = self.client.random().i64(100..10_000);
+        // Another one than before, always: to ask for the price that there is changes nothing, and leaves no event.
+        self.priced += 1;
+        let price = 10_000 + self.priced % 10_000;
         self.command(self.staff, Ask::Price { product, price }).await?;
         self.read(self.staff, Target::Product(product));
         Ok(())

@@ -14,6 +14,11 @@ use crate::envelope::RecordedEvent;
 /// The most events that are caught up with in one step.
 pub(super) const TAIL_LIMIT: i64 = 5_000;
 
+/// How streams are looked up. The bounds of a stream's partition are there to leave the others out. While a partition
+/// has no statistics yet, the planner would also combine them with the stream's own index, and read the whole index of
+/// positions for each stream; a bitmap is the only way to combine them.
+const PLANS: &str = "SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_bitmapscan = off";
+
 /// Streams and the tail of the log, read in one snapshot of the database.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Loaded {
@@ -41,7 +46,7 @@ impl WriterConnection {
     ) -> Result<Loaded, LogError> {
         let mut transaction =
             self.connection.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY").await?;
-        transaction.execute("SET LOCAL plan_cache_mode = force_custom_plan").await?;
+        transaction.execute(PLANS).await?;
         let row = sqlx::query("SELECT epoch, position FROM log.head").fetch_one(&mut *transaction).await?;
         let head = Head { epoch: row.try_get(0)?, position: row.try_get(1)? };
         let mut loaded = Loaded::default();
