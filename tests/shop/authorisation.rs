@@ -325,18 +325,19 @@ async fn every_route_lets_in_whom_the_table_says_and_nobody_else() {
             object if object.is_somebodys() => &[Whose::Owners, Whose::Others, Whose::Nobodys],
             _ => &[Whose::Owners, Whose::Nobodys],
         };
-        for actor in 0..ACTORS.len() {
+        for (actor, name) in ACTORS.iter().enumerate() {
             let mut answers = Vec::new();
             for &whose in whose {
                 let answer = walk.cell(operation, row, actor, whose).await;
                 cells += 1;
-                if answer.status >= 400 {
+                // Who is let in may be told more.
+                if answer.status >= 400 && answer.status != 422 {
                     answers.push((whose, answer.text, comparable(&answer.headers)));
                 }
             }
             // Somebody else's object and none at all are one answer, to the letter.
             for (whose, text, headers) in answers.iter().skip(1) {
-                let about = format!("{} as {}: {whose:?}, {:?}", row.0, ACTORS[actor], answers[0].0);
+                let about = format!("{} as {name}: {whose:?}, {:?}", row.0, answers[0].0);
                 assert_eq!((text, headers), (&answers[0].1, &answers[0].2), "{about}");
             }
         }

@@ -97,13 +97,16 @@ impl Database {
     }
 }
 
-/// A pool for reading the log.
+/// A pool for reading the log. Its streams are found by their own index alone: while a partition has no statistics yet,
+/// the planner would combine it with the whole index of positions, and a bitmap is the only way to do so.
 pub(crate) fn pool(options: &PgConnectOptions, connections: u32) -> PgPool {
     PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(Duration::from_secs(5))
         .test_before_acquire(false)
-        .connect_lazy_with(options.clone().application_name("tidemark log"))
+        .connect_lazy_with(
+            options.clone().application_name("tidemark log").options([("enable_bitmapscan", "off")]),
+        )
 }
 
 /// The options of a URL, or what is expected instead. It may carry a password: the message does not repeat it.
