@@ -283,6 +283,12 @@ async fn verify(
 }
 
 fn read_link(accounts: &Accounts, token: &str, purpose: Purpose) -> Result<Link, Problem> {
+    const MOST: usize = 200;
+    let length = token.chars().count();
+    if !(1..=MOST).contains(&length) {
+        let detail = format!("must have 1 to {MOST} characters, has {length}");
+        return Err(Problem::new(&problem::INVALID_VALUE, detail.clone()).with_error("/token", detail));
+    }
     Link::read(token, accounts.vault(), purpose).ok_or_else(link_void)
 }
 

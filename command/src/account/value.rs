@@ -143,7 +143,7 @@ secret_debug!(NewPassword, ShownPassword);
 /// A telephone number in the international form (E.164): `+` and 7 to 15 digits; spaces and hyphens are left out.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(try_from = "String", into = "String")]
-#[schema(value_type = String, min_length = 8, max_length = 40, example = "+4930123456")]
+#[schema(value_type = String, max_length = 40, pattern = r"^\+([ -]*[0-9]){7,15}[ -]*$", example = "+4930123456")]
 pub struct Phone(String);
 
 impl Phone {
@@ -158,9 +158,14 @@ impl TryFrom<String> for Phone {
     type Error = InvalidValue;
 
     fn try_from(raw: String) -> Result<Self, InvalidValue> {
+        const MOST: usize = 40;
         let number: String = raw.chars().filter(|c| !matches!(c, ' ' | '-')).collect();
         let digits = number.strip_prefix('+').unwrap_or_default();
-        if (7..=15).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        if raw.starts_with('+')
+            && raw.len() <= MOST
+            && (7..=15).contains(&digits.len())
+            && digits.bytes().all(|byte| byte.is_ascii_digit())
+        {
             Ok(Self(number))
         } else {
             Err(InvalidValue::new("must be + and 7 to 15 digits, like +4930123456"))
