@@ -269,6 +269,16 @@ async fn every_answer_tells_browsers_to_be_careful() {
         );
     }
     assert!(seen.is_superset(&[200, 400, 401, 404, 405].into()), "{seen:?}");
+    // What stands before the routes is documented at each of them.
+    let document = shop.get("/openapi.json", None, &[]).await.body;
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            for status in ["421", "429", "503"] {
+                let schema = &operation["responses"][status]["content"]["application/problem+json"]["schema"];
+                assert_eq!(schema["$ref"], "#/components/schemas/Problem", "{method} {path}: {status}");
+            }
+        }
+    }
     // The page of the documentation needs nothing inline.
     let page = shop.get("/docs/", None, &[]).await.text;
     assert!(page.contains("swagger-ui"), "{page}");
