@@ -127,6 +127,17 @@ async fn what_is_worth_least_is_given_up_first() {
         settle().await;
         assert_eq!(shop.get(&orders, Some(&shop.staff), &[]).await.status, 503);
         assert_eq!(shop.order(&lamp, 1, "k").await.unwrap().status, 201, "commands go on");
+        // Two commands whose bodies do not come take what is left.
+        let mut waiting = Vec::new();
+        for _ in 0..2 {
+            let mut stream = connect(&shop, "127.0.0.1").await;
+            let head = "POST /v1/products HTTP/1.1\r\nhost: shop\r\ncontent-type: application/json\r\n";
+            let head = format!("{head}authorization: Bearer {}\r\ncontent-length: 9\r\n\r\n", shop.staff);
+            stream.write_all(head.as_bytes()).await.unwrap();
+            waiting.push(stream);
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(shop.order(&lamp, 1, "k").await.unwrap().status, 503);
         for path in ["/livez", "/readyz", "/metrics"] {
             assert_eq!(shop.get(path, None, &[]).await.status, 200, "{path}");
         }
@@ -136,6 +147,7 @@ async fn what_is_worth_least_is_given_up_first() {
     let metrics = shop.get("/metrics", None, &[]).await.text;
     assert!(metrics.contains("tidemark_http_shed_total{worth=\"anonymous\"} 1"), "{metrics}");
     assert!(metrics.contains("tidemark_http_shed_total{worth=\"known\"} 1"), "{metrics}");
+    assert!(metrics.contains("tidemark_http_shed_total{worth=\"command\"} 1"), "{metrics}");
 }
 
 #[tokio::test]
