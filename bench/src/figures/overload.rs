@@ -13,8 +13,8 @@ use crate::wrk;
 /// How much more is asked for than can be done.
 const TIMES: f64 = 3.0;
 
-/// Connections that carry it.
-const CONNECTIONS: usize = 1_024;
+/// Connections that carry it: more than there may be requests at work.
+const CONNECTIONS: usize = 6_000;
 
 /// Orders that tell how fast one is answered while nobody else asks.
 const PROBES: usize = 100;
