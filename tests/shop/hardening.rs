@@ -172,13 +172,14 @@ async fn one_address_has_its_share_of_connections_and_a_proxy_has_no_bound() {
     for stream in &open {
         assert!(is_open(stream).await);
     }
+    let metrics = shop.get("/metrics", None, &[]).await.text;
+    assert!(metrics.contains("tidemark_http_connections_refused_total 1\n"), "{metrics}");
     open.clear();
     until("its places are free again", async || {
         let stream = connect(&shop, "127.0.0.2").await;
         is_open(&stream).await.then_some(())
     })
     .await;
-    assert!(shop.get("/metrics", None, &[]).await.text.contains("tidemark_http_connections_refused_total 1"));
 }
 
 #[tokio::test]
