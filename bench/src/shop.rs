@@ -197,7 +197,7 @@ fn tidemark<'a>(
 ) -> Command {
     let mut command = Command::new(program);
     command.args(arguments).env("TIDEMARK_DATA_DIR", data_dir).env_remove("DATABASE_URL");
-    command.env("TIDEMARK_LIMITS", LIMITS);
+    command.env("TIDEMARK_LIMITS", LIMITS).env("TIDEMARK_MAX_CONNECTIONS_OF_ADDRESS", "10000");
     if let Some(url) = database_url {
         command.env("DATABASE_URL", url);
     }

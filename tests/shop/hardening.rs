@@ -127,6 +127,17 @@ async fn what_is_worth_least_is_given_up_first() {
         settle().await;
         assert_eq!(shop.get(&orders, Some(&shop.staff), &[]).await.status, 503);
         assert_eq!(shop.order(&lamp, 1, "k").await.unwrap().status, 201, "commands go on");
+        // Two commands whose bodies do not come take what is left.
+        let mut waiting = Vec::new();
+        for _ in 0..2 {
+            let mut stream = connect(&shop, "127.0.0.1").await;
+            let head = "POST /v1/products HTTP/1.1\r\nhost: shop\r\ncontent-type: application/json\r\n";
+            let head = format!("{head}authorization: Bearer {}\r\ncontent-length: 9\r\n\r\n", shop.staff);
+            stream.write_all(head.as_bytes()).await.unwrap();
+            waiting.push(stream);
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(shop.order(&lamp, 1, "k").await.unwrap().status, 503);
         for path in ["/livez", "/readyz", "/metrics"] {
             assert_eq!(shop.get(path, None, &[]).await.status, 200, "{path}");
         }
@@ -136,6 +147,7 @@ async fn what_is_worth_least_is_given_up_first() {
     let metrics = shop.get("/metrics", None, &[]).await.text;
     assert!(metrics.contains("tidemark_http_shed_total{worth=\"anonymous\"} 1"), "{metrics}");
     assert!(metrics.contains("tidemark_http_shed_total{worth=\"known\"} 1"), "{metrics}");
+    assert!(metrics.contains("tidemark_http_shed_total{worth=\"command\"} 1"), "{metrics}");
 }
 
 #[tokio::test]
@@ -160,13 +172,14 @@ async fn one_address_has_its_share_of_connections_and_a_proxy_has_no_bound() {
     for stream in &open {
         assert!(is_open(stream).await);
     }
+    let metrics = shop.get("/metrics", None, &[]).await.text;
+    assert!(metrics.contains("tidemark_http_connections_refused_total 1\n"), "{metrics}");
     open.clear();
     until("its places are free again", async || {
         let stream = connect(&shop, "127.0.0.2").await;
         is_open(&stream).await.then_some(())
     })
     .await;
-    assert!(shop.get("/metrics", None, &[]).await.text.contains("tidemark_http_connections_refused_total 1"));
 }
 
 #[tokio::test]
@@ -269,6 +282,16 @@ async fn every_answer_tells_browsers_to_be_careful() {
         );
     }
     assert!(seen.is_superset(&[200, 400, 401, 404, 405].into()), "{seen:?}");
+    // What stands before the routes is documented at each of them.
+    let document = shop.get("/openapi.json", None, &[]).await.body;
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            for status in ["421", "429", "503"] {
+                let schema = &operation["responses"][status]["content"]["application/problem+json"]["schema"];
+                assert_eq!(schema["$ref"], "#/components/schemas/Problem", "{method} {path}: {status}");
+            }
+        }
+    }
     // The page of the documentation needs nothing inline.
     let page = shop.get("/docs/", None, &[]).await.text;
     assert!(page.contains("swagger-ui"), "{page}");

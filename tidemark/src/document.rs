@@ -2,6 +2,7 @@
 
 use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
+use tidemark_http::problem;
 use utoipa::OpenApi;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 
@@ -34,6 +35,7 @@ pub(crate) fn document() -> Value {
     let mut document = serde_json::to_value(document).expect("a document can be written as JSON");
     let schemas = document["components"]["schemas"].clone();
     each_operation(&mut document, |operation| {
+        add_refusals(operation);
         let with_fields = parameters(operation).any(|parameter| parameter["name"] == "fields");
         for (name, member) in operation {
             match (name.as_str(), member) {
@@ -140,6 +142,21 @@ fn describe_parameter(parameter: &mut Value) {
                 *kinds = kind.unwrap_or_default();
             }
         }
+    }
+}
+
+/// What stands before every route refuses requests, too.
+fn add_refusals(operation: &mut Map<String, Value>) {
+    let mut kinds = vec![&problem::MISDIRECTED, &problem::RATE_LIMITED, &problem::OVERLOADED];
+    if operation.contains_key("requestBody") {
+        kinds.push(&problem::TOO_SLOW);
+    }
+    let Some(responses) = operation.get_mut("responses").and_then(Value::as_object_mut) else { return };
+    for kind in kinds {
+        let schema = json!({ "$ref": "#/components/schemas/Problem" });
+        let content = json!({ "application/problem+json": { "schema": schema } });
+        let refusal = json!({ "description": kind.title, "content": content });
+        responses.entry(kind.status.to_string()).or_insert(refusal);
     }
 }
 
