@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
+mod abuse;
 mod access;
 mod accounts;
 mod api;
@@ -14,6 +15,7 @@ mod forgeries;
 mod hardening;
 mod harness;
 mod import;
+mod inputs;
 mod kafka;
 mod lifecycle;
 mod limits;
