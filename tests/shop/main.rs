@@ -10,6 +10,7 @@ mod authorisation;
 mod bad_input;
 mod broker;
 mod configuration;
+mod doctor;
 mod faults;
 mod forgeries;
 mod hardening;

@@ -1,5 +1,6 @@
 //! Every setting there is: flags, environment variables, defaults.
 
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -38,7 +39,14 @@ impl Cli {
     /// Reads flags and environment variables. Help, and what is wrong with something that has no variable, is printed
     /// and ends the process.
     pub(crate) fn read() -> Result<Self, Failure> {
-        let cli = Self::try_parse().map_err(|error| match explain(&error) {
+        Self::read_from(std::env::args_os())
+    }
+
+    /// The same with other arguments than the process's.
+    pub(crate) fn read_from(
+        arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+    ) -> Result<Self, Failure> {
+        let cli = Self::try_parse_from(arguments).map_err(|error| match explain(&error) {
             Some(message) => Failure::Configuration(message),
             None => error.exit(),
         })?;
@@ -108,6 +116,8 @@ pub(crate) enum Action {
     Keys(KeysOptions),
     /// Takes in data from outside, through the same decisions as HTTP.
     Import(ImportOptions),
+    /// Says what of the configuration should not meet the open internet.
+    Doctor(DoctorOptions),
 }
 
 impl Action {
@@ -118,7 +128,7 @@ impl Action {
             Self::Command(options) => Some(&options.serve),
             Self::Projector(options) => Some(&options.serve),
             Self::Query(options) => Some(&options.serve),
-            Self::Token(_) | Self::Replay(_) | Self::Rebuild(_) | Self::Keys(_) | Self::Import(_) => None,
+            Self::Token(_) | Self::Replay(_) | Self::Rebuild(_) | Self::Keys(_) | Self::Import(_) | Self::Doctor(_) => None,
         }
     }
 }
@@ -577,6 +587,13 @@ pub(crate) struct RebuildOptions {
     pub(crate) views_url: Option<PgConnectOptions>,
     #[command(flatten)]
     pub(crate) data: DataOptions,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DoctorOptions {
+    /// Checks the environment variables of `up`, or of `command`, `projector` and `query`, and the servers they name
+    #[arg(long, required = true)]
+    deploy: bool,
 }
 
 #[derive(Debug, Clone, Args)]

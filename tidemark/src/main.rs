@@ -6,6 +6,7 @@ mod accounts;
 mod cluster;
 mod config;
 mod database;
+mod doctor;
 mod document;
 mod import;
 mod keys;
@@ -62,6 +63,9 @@ enum Failure {
     /// A database connection.
     #[error("the database: {0}")]
     Database(#[from] sqlx::Error),
+    /// What `doctor` found, and has printed.
+    #[error("{0} findings")]
+    Findings(usize),
     /// Files, sockets, signals.
     #[error("{0}: {1}")]
     Io(String, std::io::Error),
@@ -115,6 +119,7 @@ fn main() -> ExitCode {
             Action::Rebuild(options) => rebuild::run(*options).await,
             Action::Keys(options) => run_keys(options.action).await,
             Action::Import(options) => import::run(options).await,
+            Action::Doctor(_) => doctor::run().await,
         }
     });
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));

@@ -1,0 +1,65 @@
+//! `tidemark doctor --deploy` on real servers.
+
+use std::process::Output;
+
+use crate::harness::{Postgres, SECRET, Shop, folder, tidemark};
+
+async fn doctor(settings: &[(&str, &str)]) -> Output {
+    let data = folder();
+    let mut command = tidemark();
+    command.args(["doctor", "--deploy"]).env("TIDEMARK_DATA_DIR", data.path()).envs(settings.iter().copied());
+    tokio::time::timeout(std::time::Duration::from_secs(60), command.output()).await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn the_doctor_finds_what_is_wrong_and_says_no_secret() {
+    let shop = Shop::open().await;
+    let told =
+        doctor(&[("DATABASE_URL", &shop.url), ("TIDEMARK_LOG", "debug"), ("TIDEMARK_LISTEN", "0.0.0.0:1")])
+            .await;
+    let table = String::from_utf8(told.stdout).unwrap();
+    assert_eq!(told.status.code(), Some(1), "{table}");
+    // The tests' secret says what it is, their role may do everything, and nobody archives their log.
+    for id in ["S01", "H01", "H05", "H13", "O01", "P07", "P11", "P13"] {
+        assert!(table.contains(&format!("| {id} ")), "{id}: {table}");
+    }
+    for id in ["P01", "P02", "P03", "P04", "D01", "R01"] {
+        assert!(!table.contains(&format!("| {id} ")), "{id}: {table}");
+    }
+    assert!(!table.contains(SECRET) && !String::from_utf8_lossy(&told.stderr).contains(SECRET), "{table}");
+}
+
+#[tokio::test]
+async fn the_doctor_refuses_what_no_process_would_start_with() {
+    for (settings, variable) in [
+        ([("DATABASE_URL", "mysql://a:hidden@b/c"), ("TIDEMARK_LISTEN", "127.0.0.1:1")], "DATABASE_URL"),
+        ([("TIDEMARK_MAX_REQUESTS", "many"), ("TIDEMARK_LISTEN", "127.0.0.1:1")], "TIDEMARK_MAX_REQUESTS"),
+        (
+            [("TIDEMARK_LOG_URL", "postgres://a@127.0.0.1:1/b"), ("TIDEMARK_VIEWS_URL", "x")],
+            "TIDEMARK_VIEWS_URL",
+        ),
+    ] {
+        let told = doctor(&settings).await;
+        let text = String::from_utf8(told.stderr).unwrap();
+        assert_eq!(told.status.code(), Some(2), "{text}");
+        assert!(text.contains(variable) && !text.contains("hidden"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_answer_is_a_finding() {
+    let postgres = Postgres::shared().await;
+    let url = postgres.database().await;
+    let redis = format!("redis://127.0.0.1:{}", crate::harness::free_port());
+    let settings = [
+        ("TIDEMARK_LOG_URL", "postgres://a@127.0.0.1:1/b"),
+        ("TIDEMARK_VIEWS_URL", &url),
+        ("TIDEMARK_REDIS_URL", &redis),
+    ];
+    let told = doctor(&settings).await;
+    let table = String::from_utf8(told.stdout).unwrap();
+    assert_eq!(told.status.code(), Some(1), "{table}");
+    for id in ["P01", "R01"] {
+        assert!(table.contains(&format!("| {id} ")), "{id}: {table}");
+    }
+}
