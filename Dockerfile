@@ -8,7 +8,8 @@ RUN apt-get update \
 WORKDIR /build
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/build/target \
-  cargo build --release --locked -p tidemark && install -s target/release/tidemark /usr/local/bin/tidemark
+  cargo build --release --locked -p tidemark && install -s target/release/tidemark /usr/local/bin/tidemark \
+  && scripts/sbom /usr/local/share/tidemark/sbom.json
 
 FROM debian:12.11-slim AS pgbouncer
 RUN apt-get update \
@@ -25,6 +26,7 @@ RUN apt-get update \
   && rm -rf /var/lib/apt/lists/* \
   && useradd --system --uid 10001 tidemark
 COPY --from=build /usr/local/bin/tidemark /usr/local/bin/tidemark
+COPY --from=build /usr/local/share/tidemark/sbom.json /usr/local/share/tidemark/sbom.json
 USER 10001
 ENV TIDEMARK_LISTEN=0.0.0.0:8080
 EXPOSE 8080

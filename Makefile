@@ -3,7 +3,7 @@
 CARGO ?= cargo
 RUN_ARGS ?=
 
-.PHONY: run test check bench cluster cluster-stop chaos chaos-planted schemas fmt setup setup-test setup-cluster setup-bench
+.PHONY: run test check sbom bench cluster cluster-stop chaos chaos-planted schemas fmt setup setup-test setup-cluster setup-bench
 built = $$($(CARGO) metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
 
 run: setup            ## builds the shop and opens it on http://127.0.0.1:8080
@@ -22,6 +22,9 @@ check:                ## form, lints, documentation, dependencies, deployment
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --locked --no-deps --all-features --quiet
 	scripts/dependencies
 	scripts/deploy-check
+
+sbom: setup           ## what the program is made of, as CycloneDX, in target/tidemark-sbom.json
+	scripts/sbom $(built)/tidemark-sbom.json
 
 bench: setup setup-bench  ## figures as ratios to limits of the same run; BENCH_ARGS="--data DIR" adds the import
 	$(CARGO) run --release --locked -p tidemark-bench -- $(BENCH_ARGS)

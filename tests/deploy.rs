@@ -381,3 +381,19 @@ fn settings_that_are_no_templates_are_the_same_files() {
         settings.contains("\nmaxmemory 256mb\n") && settings.contains("\nmaxmemory-policy volatile-lru\n")
     );
 }
+
+#[test]
+fn every_crate_has_the_lints_of_the_workspace_and_none_may_be_unsafe() {
+    let workspace = file("Cargo.toml");
+    assert!(workspace.contains("unsafe_code = \"forbid\""));
+    let members = workspace.lines().find_map(|line| line.strip_prefix("members = ")).unwrap();
+    let members: Vec<String> = serde_json::from_str(members).unwrap();
+    assert!(members.len() >= 10, "{members:?}");
+    for member in members {
+        let manifest = file(&format!("{member}/Cargo.toml"));
+        assert!(
+            manifest.contains("[lints]\nworkspace = true\n"),
+            "{member}: [lints] workspace = true is missing"
+        );
+    }
+}
