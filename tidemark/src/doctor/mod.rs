@@ -84,7 +84,7 @@ fn readable(deployment: &Deployment) -> Result<(), Failure> {
         (true, None) => &["command"],
         (true, Some(_)) => &["command", "projector", "query"],
     };
-    processes.iter().try_for_each(|process| Cli::read_from(&["tidemark", process]).map(drop))
+    processes.iter().try_for_each(|process| Cli::read_from(["tidemark", process]).map(drop))
 }
 
 /// The environment variables of all settings.
