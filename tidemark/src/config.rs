@@ -128,7 +128,12 @@ impl Action {
             Self::Command(options) => Some(&options.serve),
             Self::Projector(options) => Some(&options.serve),
             Self::Query(options) => Some(&options.serve),
-            Self::Token(_) | Self::Replay(_) | Self::Rebuild(_) | Self::Keys(_) | Self::Import(_) | Self::Doctor(_) => None,
+            Self::Token(_)
+            | Self::Replay(_)
+            | Self::Rebuild(_)
+            | Self::Keys(_)
+            | Self::Import(_)
+            | Self::Doctor(_) => None,
         }
     }
 }
