@@ -27,7 +27,8 @@ const STOP_WITHIN: Duration = Duration::from_secs(60);
 const CATCH_UP_WITHIN: Duration = Duration::from_secs(600);
 
 /// Rate limits that are counted and never reached: all load comes from one address.
-pub(crate) const LIMITS: &str = "reads=10000000/s,commands=10000000/s,account=10000000/s";
+pub(crate) const LIMITS: &str =
+    "reads=10000000/s,commands=10000000/s,account=10000000/s,log-in=10000000/s,recovery=10000000/s";
 
 /// The program under test: `given`, or the one beside this program. Under `cargo run` it is built first, so that
 /// figures are never those of an older build.

@@ -21,6 +21,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use crate::client::Client;
+use crate::limits::Class;
 use crate::problem::{self, Problem};
 use crate::revocations::Revocations;
 
@@ -36,6 +38,9 @@ const REMEMBERED: usize = 20_000;
 
 /// The longest token that is looked at.
 const MAX_TOKEN: usize = 4_096;
+
+/// How far the clock of whoever issued a token may be ahead, in seconds.
+const CLOCK_SKEW: u64 = 60;
 
 /// The shortest HMAC secret: as long as the hash (RFC 7518, 3.2).
 pub const MIN_SECRET: usize = 32;
@@ -367,6 +372,10 @@ impl Access {
         let keys = self.keys();
         let (_, key) = keys.keys.iter().find(|(id, _)| *id == header.kid)?;
         let claims = jsonwebtoken::decode::<Claims>(token, key, &self.0.validation).ok()?.claims;
+        // Clocks differ a little; a token of tomorrow is none.
+        if claims.iat > unix_seconds() + CLOCK_SKEW {
+            return None;
+        }
         Some((Actor { subject: claims.sub, role: claims.role, session: claims.sid }, claims.exp))
     }
 
@@ -390,9 +399,16 @@ where
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        Access::from_ref(state)
+        let actor = Access::from_ref(state)
             .actor(parts)?
-            .ok_or_else(|| Problem::new(&problem::UNAUTHENTICATED, "this needs an access token"))
+            .ok_or_else(|| Problem::new(&problem::UNAUTHENTICATED, "this needs an access token"))?;
+        // Commands of one account, from however many addresses.
+        if !parts.method.is_safe()
+            && let Some(client) = parts.extensions.get::<Client>()
+        {
+            client.check(Class::Account, &actor.subject.to_string()).await?;
+        }
+        Ok(actor)
     }
 }
 
@@ -503,6 +519,7 @@ mod tests {
             ("role", serde_json::json!("Admin")),
             ("exp", serde_json::json!(1)),
             ("exp", serde_json::json!("soon")),
+            ("iat", serde_json::json!(unix_seconds() + 3_600)),
             ("nbf", serde_json::json!(99_999_999_998_u64)),
         ] {
             let mut claims = full.clone();
@@ -567,6 +584,23 @@ mod tests {
         access.revocations().add([(Uuid::from_u128(9), SystemTime::now() + hour())]);
         assert_eq!(access.verify(&token), None, "also from memory");
         assert_eq!(access.verify(&other), Some(actor()));
+    }
+
+    proptest::proptest! {
+        /// Whatever it is, it does no harm and is not trusted.
+        #[test]
+        fn no_text_is_taken_for_a_token(text in ".{0,300}", at in 0_usize..300, byte in 0_u8..128) {
+            let issuer = Issuer::hs256(SECRET).unwrap();
+            let access = Access::hs256(SECRET).unwrap();
+            proptest::prop_assert_eq!(access.verify(&text), None);
+            let good = issuer.issue(&actor(), hour()).unwrap();
+            let mut bytes = good.clone().into_bytes();
+            let at = at % bytes.len();
+            bytes[at] = byte;
+            let changed = String::from_utf8(bytes).unwrap();
+            proptest::prop_assume!(changed != good);
+            proptest::prop_assert_eq!(access.verify(&changed), None, "{}", changed);
+        }
     }
 
     #[test]

@@ -222,7 +222,7 @@ pub(crate) struct FrontOptions {
     /// Origins of web pages that may ask, exactly as browsers send them, with commas between [default: none]
     #[arg(long = "cors-origins", env = "TIDEMARK_CORS_ORIGINS", value_name = "ORIGINS", value_parser = Origins::from_str)]
     origins: Option<Origins>,
-    /// Where clients reach the shop, like https://shop.example [default: where it listens]
+    /// Where clients reach the shop: http or https, and its host [default: where it listens]
     #[arg(long = "public-url", env = "TIDEMARK_PUBLIC_URL", value_name = "URL", value_parser = public_url)]
     public_url: Option<Uri>,
     /// PEM file with the chain of certificates, for TLS [default: none, plain HTTP is spoken]

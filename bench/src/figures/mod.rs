@@ -3,6 +3,7 @@
 mod append;
 mod import;
 mod lag;
+mod logins;
 mod memory;
 mod orders;
 mod overload;
@@ -46,6 +47,8 @@ pub(crate) enum Figure {
     Overload,
     /// Reads beside 10,000 connections that send a byte a second
     Slow,
+    /// Reads beside 200 log-ins a second
+    Logins,
     /// Orders at half the peak rate: their latency, and how far views are behind
     Lag,
     /// Batches of three events at the log's interface, against pgbench's 200 rows a statement
@@ -65,12 +68,13 @@ pub(crate) enum Figure {
 }
 
 /// What needs a shop with products.
-const ON_PRODUCTS: [Figure; 7] = [
+const ON_PRODUCTS: [Figure; 8] = [
     Figure::Reads,
     Figure::Search,
     Figure::Orders,
     Figure::Overload,
     Figure::Slow,
+    Figure::Logins,
     Figure::Lag,
     Figure::Processes,
 ];
@@ -193,6 +197,9 @@ async fn on_filled_shop(
     }
     if settings.wants(Figure::Slow) {
         report.add("slow", slow::slow(&stage).await);
+    }
+    if settings.wants(Figure::Logins) {
+        report.add("logins", logins::logins(&stage).await);
     }
     if settings.wants(Figure::Processes) {
         report.add("processes", processes::processes(&stage).await);

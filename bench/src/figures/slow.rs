@@ -74,7 +74,8 @@ pub(super) async fn slow(stage: &Stage<'_>) -> Result<Vec<Row>, BenchError> {
     Ok(vec![row, memory])
 }
 
-async fn read(stage: &Stage<'_>) -> Result<Latencies, BenchError> {
+/// Reads of products in demand at a fixed rate.
+pub(super) async fn read(stage: &Stage<'_>) -> Result<Latencies, BenchError> {
     let total = (RATE * stage.settings.seconds as f64) as usize;
     let hot = &stage.seeded.products[..HOT.min(stage.seeded.products.len())];
     let job = async |connection: &mut Connection, number: usize| {
