@@ -166,7 +166,7 @@ mod tests {
         fn no_text_is_taken_for_a_cursor(text in "[ -~]{0,120}", at in 0_usize..200, byte in 33_u8..127) {
             let query: String = form_urlencoded::Serializer::new(String::new()).append_pair("cursor", &text).finish();
             let read_back = |query: &str| read(query).and_then(|parameters| parameters.cursor::<(String, i32)>());
-            proptest::prop_assert!(read_back(&query).is_err());
+            proptest::prop_assert!(!matches!(read_back(&query), Ok(Some(_))));
             let key = ("Lamp".to_owned(), 3);
             let mut bytes = read("q=lamp").unwrap().cursor_after(&key).into_bytes();
             let at = at % bytes.len();

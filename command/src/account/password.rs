@@ -256,7 +256,6 @@ mod tests {
             "aaaaaaaaaaaa",
             "iloveyouiloveyou",
             "ada@example.org",
-            "adaexample12",
             "abcdefghijkl",
             "passwordpassword",
             "1q2w3e4r5t6y",
