@@ -102,8 +102,8 @@ fn forwarded(element: &str) -> Option<IpAddr> {
     address(value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(value))
 }
 
-/// Who asks, as an address, and what may be asked how often. An extractor for handlers that charge more than the layer
-/// does, or note where a request came from.
+/// Who asks, as an address, and what may be asked how often. An extractor for handlers of commands that charge more than
+/// the layer does, or note where a request came from.
 #[derive(Debug, Clone)]
 pub struct Client {
     pub(crate) address: IpAddr,

@@ -153,7 +153,10 @@ async fn pass(State(gate): State<Gate>, mut request: Request, next: Next) -> Res
         _ if let Some(problem) = misdirected(&gate.front, worth, &request) => problem.into_response(),
         Some((_, Err(refusal))) => refusal.refused().into_response(),
         charged => {
-            request.extensions_mut().insert(Client { address, rates: gate.front.rates.clone() });
+            // Reads are charged here alone, and are what there is most of.
+            if class != Some(Class::Reads) {
+                request.extensions_mut().insert(Client { address, rates: gate.front.rates.clone() });
+            }
             let mut response = answer(&gate, worth, request, next).await;
             if let Some((class, Ok(standing))) = charged
                 // Reads are answered too often to be told each time what hardly anybody comes near to.

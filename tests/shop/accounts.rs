@@ -717,3 +717,71 @@ async fn what_an_event_asks_for_is_done_though_its_process_was_killed() {
     .await;
     assert_eq!(log_in(&next, email, PASSWORD).await.status, 401);
 }
+
+#[tokio::test]
+async fn keys_are_rotated_and_nobody_is_logged_out() {
+    let shop = Shop::with_its_own_key().await;
+    let email = "rotating@example.org";
+    register(&shop, email).await;
+    let (_, access, _) = session(&shop, email).await;
+    let published = async || {
+        let keys = shop.get("/.well-known/jwks.json", None, &[]).await;
+        assert_eq!(keys.header("content-type"), "application/jwk-set+json");
+        let ids =
+            keys.body["keys"].as_array().unwrap().iter().map(|key| key["kid"].as_str().unwrap().to_owned());
+        assert!(!keys.text.contains("\"d\""), "no private part");
+        ids.collect::<Vec<_>>()
+    };
+    let before = published().await;
+    assert_eq!(before.len(), 1);
+    let mut rotate = crate::harness::tidemark_with_key();
+    let rotated =
+        rotate.args(["keys", "rotate"]).env("TIDEMARK_DATA_DIR", shop.data.path()).output().await.unwrap();
+    assert!(rotated.status.success(), "{}", String::from_utf8_lossy(&rotated.stderr));
+    let both = until("the new key is published", async || {
+        let keys = published().await;
+        (keys.len() == 2).then_some(keys)
+    })
+    .await;
+    assert!(both.contains(&before[0]));
+    assert!(is_taken(&shop, &access).await, "tokens of the former key stay good");
+    assert_eq!(log_in(&shop, email, PASSWORD).await.status, 201);
+}
+
+#[tokio::test]
+async fn keys_of_personal_data_are_wrapped_anew_by_another_master_key() {
+    let shop = Shop::open().await;
+    let email = "wrapped@example.org";
+    register(&shop, email).await;
+    let (id, access, _) = session(&shop, email).await;
+    let pool = shop.pool().await;
+    let masters = async || -> i64 {
+        sqlx::query_scalar("SELECT count(DISTINCT master) FROM vault.keys").fetch_one(&pool).await.unwrap()
+    };
+    let wrapped = async || -> Vec<Vec<u8>> {
+        sqlx::query_scalar("SELECT wrapped FROM vault.keys ORDER BY subject").fetch_all(&pool).await.unwrap()
+    };
+    let before = wrapped().await;
+    let newer = "Hx4dHBsaGRgXFhUUExIREA8ODQwLCgkIBwYFBAMCAQA=";
+    let both = format!("{newer},{}", crate::harness::MASTER_KEY);
+    let rewrap = async |keys: &str| {
+        let mut command = crate::harness::tidemark();
+        command.args(["keys", "rewrap"]).env("DATABASE_URL", &shop.url).env("TIDEMARK_MASTER_KEY", keys);
+        command.env("TIDEMARK_DATA_DIR", shop.data.path()).output().await.unwrap()
+    };
+    let alone = rewrap(newer).await;
+    assert_eq!(
+        alone.status.code(),
+        Some(2),
+        "the former one is needed: {}",
+        String::from_utf8_lossy(&alone.stderr)
+    );
+    assert_eq!(wrapped().await, before, "nothing was changed");
+    assert!(rewrap(&both).await.status.success());
+    assert_eq!(masters().await, 1);
+    assert!(wrapped().await.iter().zip(&before).all(|(now, before)| now != before));
+    let settings = [("DATABASE_URL", shop.url.as_str()), ("TIDEMARK_MASTER_KEY", newer)];
+    let next = Shop::part("up", &shop.url, &settings).await;
+    let account = next.get(&format!("/v1/accounts/{id}"), Some(&access), &[]).await;
+    assert_eq!(account.body["email"], email, "{}", account.text);
+}

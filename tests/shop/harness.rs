@@ -194,7 +194,7 @@ pub(crate) struct Shop {
 pub(crate) const CUSTOMER: &str = "0190b6a2-8c5e-7c11-b0de-1f0e9a7b0c01";
 pub(crate) const SECRET: &str = "a secret of the tests, 32 bytes or more";
 /// So that shops on one database can open what the others seal.
-const MASTER_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+pub(crate) const MASTER_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
 /// A port that nobody listens on.
 pub(crate) fn free_port() -> u16 {

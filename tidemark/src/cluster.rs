@@ -316,7 +316,7 @@ impl Cluster {
 const SETTINGS: &[&str] = &[
     "listen_addresses=",
     "unix_socket_permissions=0700",
-    "max_connections=100",
+    "max_connections=200",
     "shared_buffers=256MB",
     "wal_buffers=16MB",
     "max_wal_size=1GB",

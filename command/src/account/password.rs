@@ -177,7 +177,7 @@ fn hash(argon: &Argon2<'_>, password: &[u8]) -> Option<String> {
 /// A nice value of its own, as Linux lets each thread have: whoever else wants the processor has it first.
 fn yield_to_others() {
     #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 15) {
+    if let Err(error) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19) {
         tracing::debug!(%error, "a thread of the passwords keeps its priority");
     }
 }

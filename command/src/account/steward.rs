@@ -40,6 +40,9 @@ const FORGET_AT_ONCE: i64 = 1_000;
 /// A mail is tried so often, with pauses from a second to an hour: about a day.
 const TRIES: i32 = 30;
 
+/// A mail about what happened longer ago is not begun.
+const MAILED_WITHIN: chrono::TimeDelta = chrono::TimeDelta::days(2);
+
 /// Why a step failed; it is tried again.
 #[derive(Debug, thiserror::Error)]
 enum StewardError {
@@ -49,6 +52,8 @@ enum StewardError {
     Database(#[from] sqlx::Error),
     #[error(transparent)]
     Vault(#[from] VaultError),
+    #[error("the event at {0} is of a newer version of this program, which has to do what it asks for")]
+    Newer(Position),
     #[error("{0}")]
     Accounts(&'static str),
 }
@@ -123,8 +128,15 @@ impl Steward {
         let page = self.log.read(after, head, &filter, AT_ONCE).await?;
         let mut mails = Vec::new();
         for event in &page.events {
-            // What this version does not know, it does nothing about.
-            let Ok(fact) = event.decode() else { continue };
+            let fact = match event.decode() {
+                Ok(fact) => fact,
+                // It may ask for something: a newer version will know, and takes its turn.
+                Err(error) if error.is_unknown() => return Err(StewardError::Newer(event.position)),
+                Err(error) => {
+                    tracing::error!(%error, position = event.position, "an event cannot be read, passing over it");
+                    continue;
+                }
+            };
             mails.extend(self.heed(event, &fact).await?);
         }
         let mut transaction = pool.begin().await?;
@@ -154,8 +166,10 @@ impl Steward {
     async fn heed(&self, event: &RecordedEvent, fact: &Fact) -> Result<Option<Waiting>, StewardError> {
         let store = self.accounts.store();
         let account_id = event.partition_key;
+        // Who goes through the log once more, after a restore, writes no old mails.
+        let is_news = chrono::Utc::now() - event.recorded_at < MAILED_WITHIN;
         let mail = |kind, about, expires_at| {
-            Ok(Some(Waiting { event_id: event.event_id, account_id, kind, about, expires_at }))
+            Ok(is_news.then_some(Waiting { event_id: event.event_id, account_id, kind, about, expires_at }))
         };
         match fact {
             Fact::Account(AccountEvent::AccountRegistered(registered)) => {
