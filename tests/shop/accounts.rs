@@ -103,7 +103,8 @@ async fn somebody_registers_verifies_logs_in_orders_and_reads_it_all_back() {
     let early = log_in(&shop, email, PASSWORD).await;
     assert_eq!((early.status, early.problem()), (403, "email-unverified"));
     let token = mailed(&shop, email, VERIFY, 1).await;
-    for wrong in ["", "nonsense", &token[1..], &format!("{}A", &token[..85])] {
+    let another = if token.ends_with('A') { "Q" } else { "A" };
+    for wrong in ["", "nonsense", &token[1..], &format!("{}{another}", &token[..85])] {
         let void = post(&shop, "/v1/accounts/email-verifications", None, json!({ "token": wrong })).await;
         assert!(void.status == 410 || (wrong.is_empty() && void.status == 422), "{wrong}: {}", void.text);
     }
