@@ -112,6 +112,22 @@ impl Actor {
         ))
     }
 
+    /// Lets an account's owner pass, these roles, and admins. To everybody else the account does not exist.
+    ///
+    /// # Errors
+    /// 404 for others.
+    pub fn require_account(&self, id: Uuid, allowed: &[Role]) -> Result<(), Problem> {
+        if self.require(allowed).is_ok() { Ok(()) } else { self.require_self(id) }
+    }
+
+    /// Lets an account's owner pass, and nobody else.
+    ///
+    /// # Errors
+    /// 404 for others, admins among them.
+    pub fn require_self(&self, id: Uuid) -> Result<(), Problem> {
+        if self.subject == id { Ok(()) } else { Err(problem::no_account(id)) }
+    }
+
     /// As events name it: `role:uuid`.
     #[must_use]
     pub fn label(&self) -> String {
@@ -406,7 +422,7 @@ where
         if !parts.method.is_safe()
             && let Some(client) = parts.extensions.get::<Client>()
         {
-            client.check(Class::Account, &actor.subject.to_string()).await?;
+            client.check_id(Class::Account, actor.subject).await?;
         }
         Ok(actor)
     }

@@ -7,6 +7,7 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, header};
 use ipnet::IpNet;
+use uuid::Uuid;
 
 use crate::limits::{Class, RateLimits, Standing};
 use crate::problem::{self, Problem};
@@ -125,7 +126,15 @@ impl Client {
         self.rates.check_address(class, self.address).await
     }
 
-    /// Charges something else: an account's id, a normalised e-mail address.
+    /// Charges an account.
+    ///
+    /// # Errors
+    /// 429, with the time to wait.
+    pub async fn check_id(&self, class: Class, id: Uuid) -> Result<Option<Standing>, Problem> {
+        self.rates.check_id(class, id).await
+    }
+
+    /// Charges something else: a normalised e-mail address.
     ///
     /// # Errors
     /// 429, with the time to wait.

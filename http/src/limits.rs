@@ -36,6 +36,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Script};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::problem::{self, Problem};
 
@@ -397,7 +398,15 @@ impl RateLimits {
         Some(self.0.limits[class as usize].as_ref()?.take(of_address(address), cost))
     }
 
-    /// Charges a key of a class, one of an account's id or a normalised e-mail address; `None` where the class has no
+    /// Charges an account; `None` where the class has no limit.
+    ///
+    /// # Errors
+    /// 429, with the time to wait.
+    pub async fn check_id(&self, class: Class, id: Uuid) -> Result<Option<Standing>, Problem> {
+        self.check_hashed(class, id.as_u128()).await
+    }
+
+    /// Charges a key of a class that is a text, like a normalised e-mail address; `None` where the class has no
     /// limit. The key itself is kept nowhere, only a hash.
     ///
     /// # Errors

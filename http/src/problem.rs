@@ -194,6 +194,12 @@ impl Problem {
     }
 }
 
+/// There is no such account, or it is somebody else's: the same, to the letter.
+#[must_use]
+pub fn no_account(id: Uuid) -> Problem {
+    Problem::new(&NOT_FOUND, format!("there is no account {id}"))
+}
+
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         if self.status == 500 {

@@ -110,7 +110,7 @@ struct HistoryEntry {
     )
 )]
 async fn one(State(state): State<QueryState>, actor: Actor, PathId(id): PathId) -> Result<Response, Problem> {
-    may(&actor, id, &[Role::Staff])?;
+    actor.require_account(id, &[Role::Staff])?;
     let (account, _) = state.account(id).await?;
     Ok(private(&account))
 }
@@ -128,7 +128,7 @@ async fn sessions(
     actor: Actor,
     PathId(id): PathId,
 ) -> Result<Response, Problem> {
-    may(&actor, id, &[Role::Staff])?;
+    actor.require_account(id, &[Role::Staff])?;
     state.account(id).await?;
     Ok(private(&state.sessions(id).await?))
 }
@@ -149,7 +149,7 @@ async fn export(
     after: After,
     PathId(id): PathId,
 ) -> Result<Response, Problem> {
-    may(&actor, id, &[])?;
+    actor.require_account(id, &[])?;
     let (account, events) = state.account(id).await?;
     let history = events
         .iter()
@@ -175,15 +175,6 @@ async fn keys(State(access): State<Access>) -> Response {
     (headers, access.published().to_string()).into_response()
 }
 
-/// An account's owner, or somebody of these roles. To everybody else it does not exist.
-fn may(actor: &Actor, id: Uuid, roles: &[Role]) -> Result<(), Problem> {
-    if actor.subject == id || actor.require(roles).is_ok() { Ok(()) } else { Err(none(id)) }
-}
-
-fn none(id: Uuid) -> Problem {
-    Problem::new(&problem::NOT_FOUND, format!("there is no account {id}"))
-}
-
 /// Kept by nobody on the way.
 fn private(body: &impl Serialize) -> Response {
     let mut response = axum::Json(body).into_response();
@@ -200,10 +191,15 @@ impl QueryState {
         let is_erased =
             facts.iter().any(|fact| matches!(fact, Fact::Account(AccountEvent::AccountErased(_))));
         if !is_account || is_erased {
-            return Err(none(id));
+            return Err(problem::no_account(id));
         }
         self.unseal(id, &mut facts).await?;
-        let mut account = AccountResource { id, status: "pending", role: "customer", ..Default::default() };
+        let mut account = AccountResource {
+            id,
+            status: "pending",
+            role: AccountRole::default().as_str(),
+            ..Default::default()
+        };
         for (event, fact) in events.iter().zip(&facts) {
             account.version = event.version;
             if let Fact::Account(fact) = fact {
@@ -236,27 +232,28 @@ impl QueryState {
         .fetch_all(self.0.log.pool())
         .await
         .map_err(|error| unavailable(&error))?;
-        let mut sessions = Vec::with_capacity(rows.len());
-        for row in rows {
-            let read = || -> Result<SessionResource, sqlx::Error> {
-                Ok(SessionResource {
-                    id: row.try_get(0)?,
-                    started_at: row.try_get(1)?,
-                    expires_at: row.try_get(2)?,
-                    ended_at: row.try_get(3)?,
-                    client: None,
-                    source: None,
-                })
-            };
-            let mut session = read().map_err(|error| unavailable(&error))?;
-            let events = self.0.log.read_stream(session.id, 0, 1).await.map_err(|error| log_away(&error))?;
-            let mut facts = decoded(&events)?;
-            self.unseal(id, &mut facts).await?;
-            if let Some(Fact::Session(SessionEvent::SessionStarted(started))) = facts.first() {
+        let read = |row: &sqlx::postgres::PgRow| -> Result<SessionResource, sqlx::Error> {
+            Ok(SessionResource {
+                id: row.try_get(0)?,
+                started_at: row.try_get(1)?,
+                expires_at: row.try_get(2)?,
+                ended_at: row.try_get(3)?,
+                client: None,
+                source: None,
+            })
+        };
+        let sessions: Result<Vec<_>, _> = rows.iter().map(read).collect();
+        let mut sessions = sessions.map_err(|error| unavailable(&error))?;
+        let ids: Vec<Uuid> = sessions.iter().map(|session| session.id).collect();
+        let events = self.0.log.read_firsts(&ids).await.map_err(|error| log_away(&error))?;
+        let mut facts = decoded(&events)?;
+        self.unseal(id, &mut facts).await?;
+        for (event, fact) in events.iter().zip(&facts) {
+            let session = sessions.iter_mut().find(|session| session.id == event.stream_id);
+            if let (Some(session), Fact::Session(SessionEvent::SessionStarted(started))) = (session, fact) {
                 session.client = text_of(started.client.as_ref());
                 session.source = text_of(started.source.as_ref());
             }
-            sessions.push(session);
         }
         Ok(sessions)
     }
@@ -311,15 +308,7 @@ impl AccountResource {
             AccountEvent::AddressRemoved(event) => {
                 self.addresses.retain(|known| known.id != event.address_id)
             }
-            AccountEvent::RoleGranted(event) => {
-                self.role = match event.role {
-                    AccountRole::Customer => "customer",
-                    AccountRole::Staff => "staff",
-                    AccountRole::Analyst => "analyst",
-                    AccountRole::Operator => "operator",
-                    AccountRole::Admin => "admin",
-                };
-            }
+            AccountEvent::RoleGranted(event) => self.role = event.role.as_str(),
             AccountEvent::SecondFactorEnabled(_) => self.second_factor = true,
             AccountEvent::SecondFactorDisabled(_) => self.second_factor = false,
             AccountEvent::VerificationRequested(_)

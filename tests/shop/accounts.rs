@@ -142,6 +142,7 @@ async fn somebody_registers_verifies_logs_in_orders_and_reads_it_all_back() {
     assert_eq!(export.body["orders"][0]["id"], placed.body["id"], "{}", export.text);
     assert_eq!(export.body["account"]["email"], email);
     assert_eq!(export.body["sessions"].as_array().unwrap().len(), 1);
+    assert_eq!(export.body["sessions"][0]["source"], "127.0.0.1");
     assert_eq!(export.body["history"][0]["event_type"], "AccountRegistered");
 
     // Others are told what they would be told of nobody.

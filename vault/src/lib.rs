@@ -139,7 +139,7 @@ impl Vault {
             .bind(SHOP)
             .fetch_one(&pool)
             .await?;
-        let key = unwrap(&masters, SHOP, row.try_get(0)?, row.try_get(1)?)?;
+        let key = masters.unwrap(SHOP, row.try_get(0)?, row.try_get(1)?)?;
         let shop = hmac::Key::new(hmac::HMAC_SHA256, &key[..]);
         Ok(Self(Arc::new(Inner { pool, masters, keys: Cache::new(REMEMBERED), shop })))
     }
@@ -274,7 +274,7 @@ impl Vault {
             for row in rows {
                 let (subject, wrapped, master): (Uuid, Vec<u8>, &str) =
                     (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-                let key = unwrap(&self.0.masters, subject, &wrapped, master)?;
+                let key = self.0.masters.unwrap(subject, &wrapped, master)?;
                 let (again, newest) = self.0.masters.wrap(subject, &key)?;
                 // Destroyed meanwhile, it stays so.
                 sqlx::query(
@@ -317,7 +317,7 @@ impl Vault {
             let key = match row.try_get::<Option<&[u8]>, _>(1)? {
                 None => Found::Erased,
                 Some(wrapped) => {
-                    Found::Key(Arc::new(unwrap(&self.0.masters, subject, wrapped, row.try_get(2)?)?))
+                    Found::Key(Arc::new(self.0.masters.unwrap(subject, wrapped, row.try_get(2)?)?))
                 }
             };
             self.0.keys.insert(subject, (key.clone(), asked_at));
@@ -340,10 +340,6 @@ async fn make(pool: &PgPool, masters: &MasterKeys, subject: Uuid) -> Result<(), 
     .execute(pool)
     .await?;
     Ok(())
-}
-
-fn unwrap(masters: &MasterKeys, subject: Uuid, wrapped: &[u8], master: &str) -> Result<Key, VaultError> {
-    masters.unwrap(subject, wrapped, master)
 }
 
 /// What a sealed text is bound to.

@@ -439,7 +439,7 @@ impl AccountCommand {
                     client: client.clone(),
                 };
                 let events = vec![Happened::to_session(*session_id, id, started)];
-                return Ok(decision(*session_id, *session_id, role_name(role), events));
+                return Ok(decision(*session_id, *session_id, role.as_str(), events));
             }
             Self::EndSession { session_id, reason, source, .. } => {
                 let session = shop.session(*session_id).filter(|session| session.account_id == id);
@@ -561,18 +561,6 @@ pub const TAKEN: &str = "taken";
 
 fn decision(subject: Uuid, stream_id: Uuid, status: &'static str, events: Vec<Happened>) -> Decision {
     Decision { subject, stream_id, status, total: None, events }
-}
-
-/// A role's name in JSON.
-#[must_use]
-pub fn role_name(role: AccountRole) -> &'static str {
-    match role {
-        AccountRole::Customer => "customer",
-        AccountRole::Staff => "staff",
-        AccountRole::Analyst => "analyst",
-        AccountRole::Operator => "operator",
-        AccountRole::Admin => "admin",
-    }
 }
 
 fn known<'a, S: States>(id: Uuid, shop: &Shop<'a, S>) -> Result<&'a Account, Rejection> {

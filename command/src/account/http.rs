@@ -116,22 +116,6 @@ fn done(head: Head) -> Response {
     answer(StatusCode::NO_CONTENT, Some(head), Vec::new())
 }
 
-/// An account's owner, or somebody of these roles. To everybody else it does not exist.
-fn may(actor: &Actor, account_id: Uuid, roles: &[Role]) -> Result<(), Problem> {
-    if actor.subject == account_id || actor.require(roles).is_ok() {
-        return Ok(());
-    }
-    Err(Problem::new(&problem::NOT_FOUND, format!("there is no account {account_id}")))
-}
-
-/// An account's owner, and nobody else: what is proven with its password is not for admins.
-fn own(actor: &Actor, account_id: Uuid) -> Result<(), Problem> {
-    if actor.subject == account_id {
-        return Ok(());
-    }
-    Err(Problem::new(&problem::NOT_FOUND, format!("there is no account {account_id}")))
-}
-
 async fn sealed(
     accounts: &Accounts,
     subject: Uuid,
@@ -148,12 +132,15 @@ async fn sealed(
 }
 
 /// Charges who asks, by address and by what is asked about: guessing is slow from one address, and slow at one account.
-async fn charge(client: &Client, class: Class, about: Option<&str>) -> Result<(), Problem> {
+async fn charge(client: &Client, class: Class, about: &Email) -> Result<(), Problem> {
     client.check_address(class).await?;
-    if let Some(about) = about {
-        client.check(class, about).await?;
-    }
-    Ok(())
+    client.check(class, &about.folded()).await.map(drop)
+}
+
+/// The same for an account's password, of whoever has a token already.
+async fn charge_account(client: &Client, account_id: Uuid) -> Result<(), Problem> {
+    client.check_address(Class::LogIn).await?;
+    client.check_id(Class::LogIn, account_id).await.map(drop)
 }
 
 /// Where a request came from, sealed.
@@ -207,7 +194,7 @@ async fn register(
     client: Client,
     Json(body): Json<Registration>,
 ) -> Result<Response, Problem> {
-    charge(&client, Class::Recovery, Some(&body.email.folded())).await?;
+    charge(&client, Class::Recovery, &body.email).await?;
     let accounts = &state.accounts;
     let hash = hash(accounts, body.password, Some(&body.email)).await?;
     let (account_id, credential_id) = (Uuid::now_v7(), Uuid::now_v7());
@@ -275,7 +262,7 @@ async fn verify(
     client: Client,
     Json(body): Json<Verification>,
 ) -> Result<Response, Problem> {
-    charge(&client, Class::Recovery, None).await?;
+    client.check_address(Class::Recovery).await?;
     let link = read_link(&state.accounts, &body.token, Purpose::Verify)?;
     let command = AccountCommand::VerifyEmail { account_id: link.account_id, verification_id: link.mail_id };
     let (_, head) = submit(&state, label_of(link.account_id), flow, command).await.map_err(void)?;
@@ -323,7 +310,7 @@ async fn request_verification(
     client: Client,
     Json(body): Json<Address>,
 ) -> Result<Response, Problem> {
-    charge(&client, Class::Recovery, Some(&body.email.folded())).await?;
+    charge(&client, Class::Recovery, &body.email).await?;
     let answer = in_the_background(state, flow, body.email, |account_id| {
         AccountCommand::RequestVerification { account_id, verification: verification_mail(now()) }
     });
@@ -400,7 +387,7 @@ async fn log_in(
     headers: HeaderMap,
     Json(body): Json<LogIn>,
 ) -> Result<Response, Problem> {
-    charge(&client, Class::LogIn, Some(&body.email.folded())).await?;
+    charge(&client, Class::LogIn, &body.email).await?;
     let accounts = &state.accounts;
     let known = accounts.by_email(&body.email).await?;
     if known.is_none() {
@@ -688,7 +675,7 @@ async fn proven(
     account_id: Uuid,
     password: &ShownPassword,
 ) -> Result<Known, Problem> {
-    own(actor, account_id)?;
+    actor.require_self(account_id)?;
     let known = accounts.by_id(account_id).await?;
     if !is_right(accounts, known.as_ref(), password).await? {
         return Err(refused());
@@ -715,7 +702,7 @@ async fn change_password(
     PathId(account_id): PathId,
     Json(body): Json<PasswordChange>,
 ) -> Result<Response, Problem> {
-    charge(&client, Class::LogIn, Some(&account_id.to_string())).await?;
+    charge_account(&client, account_id).await?;
     let accounts = &state.accounts;
     let known = proven(accounts, &actor, account_id, &body.current_password).await?;
     let hash = hash(accounts, body.password, None).await?;
@@ -756,7 +743,7 @@ async fn request_reset(
     client: Client,
     Json(body): Json<Address>,
 ) -> Result<Response, Problem> {
-    charge(&client, Class::Recovery, Some(&body.email.folded())).await?;
+    charge(&client, Class::Recovery, &body.email).await?;
     let answer = in_the_background(state, flow, body.email, |account_id| AccountCommand::RequestReset {
         account_id,
         reset: reset_mail(now()),
@@ -790,7 +777,7 @@ async fn reset(
     client: Client,
     Json(body): Json<Reset>,
 ) -> Result<Response, Problem> {
-    charge(&client, Class::Recovery, None).await?;
+    client.check_address(Class::Recovery).await?;
     let accounts = &state.accounts;
     let link = read_link(accounts, &body.token, Purpose::Reset)?;
     let hash = hash(accounts, body.password, None).await?;
@@ -854,10 +841,10 @@ async fn update_profile(
 
 /// Only what exists has a key to seal with.
 async fn must_exist(accounts: &Accounts, actor: &Actor, account_id: Uuid) -> Result<(), Problem> {
-    may(actor, account_id, &[])?;
+    actor.require_account(account_id, &[])?;
     match accounts.by_id(account_id).await? {
         Some(known) if known.state.status != AccountStatus::Erased => Ok(()),
-        _ => Err(Problem::new(&problem::NOT_FOUND, format!("there is no account {account_id}"))),
+        _ => Err(problem::no_account(account_id)),
     }
 }
 
@@ -1007,7 +994,7 @@ async fn remove_address(
 ) -> Result<Response, Problem> {
     let (account_id, address_id) = ids(path)?;
     let removed = async {
-        may(&actor, account_id, &[])?;
+        actor.require_account(account_id, &[])?;
         let command = AccountCommand::RemoveAddress { account_id, address_id };
         submit(&state, actor.label(), flow, command).await
     };
@@ -1099,7 +1086,7 @@ async fn begin_second_factor(
     PathId(account_id): PathId,
     Json(body): Json<Proof>,
 ) -> Result<Response, Problem> {
-    charge(&client, Class::LogIn, Some(&account_id.to_string())).await?;
+    charge_account(&client, account_id).await?;
     let accounts = &state.accounts;
     let known = proven(accounts, &actor, account_id, &body.password).await?;
     let no_randomness = || Problem::new(&problem::INTERNAL, "no second factor can be made");
@@ -1157,8 +1144,8 @@ async fn confirm_second_factor(
     PathId(account_id): PathId,
     Json(body): Json<Confirmation>,
 ) -> Result<Response, Problem> {
-    charge(&client, Class::LogIn, Some(&account_id.to_string())).await?;
-    own(&actor, account_id)?;
+    charge_account(&client, account_id).await?;
+    actor.require_self(account_id)?;
     let accounts = &state.accounts;
     let factor_id = body.factor_id;
     if !shows_factor(accounts, account_id, factor_id, Some(&body.one_time_code), None).await? {
@@ -1188,7 +1175,7 @@ async fn disable_second_factor(
     PathId(account_id): PathId,
     Json(body): Json<Proof>,
 ) -> Result<Response, Problem> {
-    charge(&client, Class::LogIn, Some(&account_id.to_string())).await?;
+    charge_account(&client, account_id).await?;
     proven(&state.accounts, &actor, account_id, &body.password).await?;
     let command = AccountCommand::DisableSecondFactor { account_id };
     submit(&state, actor.label(), flow, command).await.map(|(_, head)| done(head))
@@ -1220,7 +1207,7 @@ async fn deactivate(
     PathId(account_id): PathId,
     OptionalJson(body): OptionalJson<Deactivation>,
 ) -> Result<Response, Problem> {
-    may(&actor, account_id, &[Role::Staff])?;
+    actor.require_account(account_id, &[Role::Staff])?;
     let reason = body.unwrap_or_default().reason.map(|reason| reason.to_string());
     let command = AccountCommand::Deactivate { account_id, reason };
     end_with(&state, &actor, flow, account_id, command).await
@@ -1275,8 +1262,8 @@ async fn erase(
     PathId(account_id): PathId,
     OptionalJson(body): OptionalJson<Erasure>,
 ) -> Result<Response, Problem> {
-    charge(&client, Class::LogIn, Some(&account_id.to_string())).await?;
-    may(&actor, account_id, &[])?;
+    charge_account(&client, account_id).await?;
+    actor.require_account(account_id, &[])?;
     let accounts = &state.accounts;
     if actor.subject == account_id {
         let shown = body.unwrap_or_default().password;

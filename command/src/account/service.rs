@@ -212,7 +212,7 @@ pub(crate) fn unavailable(error: &sqlx::Error) -> Problem {
 
 pub(crate) fn vault_problem(error: &VaultError) -> Problem {
     match error {
-        VaultError::Erased(id) => Problem::new(&problem::NOT_FOUND, format!("there is no account {id}")),
+        VaultError::Erased(id) => problem::no_account(*id),
         VaultError::Database(_) | VaultError::Schema(_) => {
             tracing::warn!(%error, "the keys of accounts cannot be read or written");
             away()

@@ -140,16 +140,17 @@ impl Steward {
             mails.extend(self.heed(event, &fact).await?);
         }
         let mut transaction = pool.begin().await?;
-        for mail in mails {
+        if !mails.is_empty() {
             sqlx::query(
                 "INSERT INTO accounts.mails (event_id, account_id, kind, about, expires_at) \
-                 VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING",
+                 SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::uuid[], $5::timestamptz[]) \
+                 ON CONFLICT DO NOTHING",
             )
-            .bind(mail.event_id)
-            .bind(mail.account_id)
-            .bind(mail.kind.as_str())
-            .bind(mail.about)
-            .bind(mail.expires_at)
+            .bind(mails.iter().map(|mail| mail.event_id).collect::<Vec<_>>())
+            .bind(mails.iter().map(|mail| mail.account_id).collect::<Vec<_>>())
+            .bind(mails.iter().map(|mail| mail.kind.as_str()).collect::<Vec<_>>())
+            .bind(mails.iter().map(|mail| mail.about).collect::<Vec<_>>())
+            .bind(mails.iter().map(|mail| mail.expires_at).collect::<Vec<_>>())
             .execute(&mut *transaction)
             .await?;
         }

@@ -150,6 +150,26 @@ impl Log {
         .await?;
         Ok(rows.iter().map(event_from_row).collect::<Result<_, _>>()?)
     }
+
+    /// The first event of each of these streams that exists, in no particular order.
+    ///
+    /// # Errors
+    /// [`LogError::Database`].
+    pub async fn read_firsts(&self, stream_ids: &[Uuid]) -> Result<Vec<RecordedEvent>, LogError> {
+        let rows = sqlx::query(concat!(
+            "SELECT e.* FROM log.streams s JOIN log.partitions p ON p.from_position = s.partition \
+             CROSS JOIN LATERAL (SELECT ",
+            event_columns!(),
+            " FROM log.events \
+             WHERE stream_id = s.stream_id AND version = 1 \
+             AND position >= p.from_position AND position < p.to_position OFFSET 0) e \
+             WHERE s.stream_id = ANY($1) AND s.from_version = 1"
+        ))
+        .bind(stream_ids)
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows.iter().map(event_from_row).collect::<Result<_, _>>()?)
+    }
 }
 
 /// Reads a row of [`event_columns`].
