@@ -51,15 +51,17 @@ impl Whole {
         Ok((Ipv4Addr::LOCALHOST, port).into())
     }
 
-    /// `tidemark` with the cluster's key.
+    /// `tidemark` with the cluster's keys.
     fn tidemark(&self) -> Result<Command, BenchError> {
-        let path = self.folder.join("secret");
-        let secret =
-            std::fs::read_to_string(&path).map_err(BenchError::io(format!("reading {}", path.display())))?;
+        let kept = |name: &str| {
+            let path = self.folder.join(name);
+            std::fs::read_to_string(&path).map_err(BenchError::io(format!("reading {}", path.display())))
+        };
         let mut command = Command::new(&self.program);
         command
             .env_remove("DATABASE_URL")
-            .env("TIDEMARK_TOKEN_SECRET", secret.trim())
+            .env("TIDEMARK_TOKEN_SECRET", kept("secret")?.trim())
+            .env("TIDEMARK_MASTER_KEY", kept("master.key")?.trim())
             .env("TIDEMARK_DATA_DIR", self.folder.join("keys"));
         Ok(command)
     }

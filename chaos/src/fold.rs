@@ -16,6 +16,8 @@ pub(crate) struct Fold {
     pub(crate) stocks: BTreeMap<Uuid, Vec<Stock>>,
     /// By order.
     pub(crate) orders: BTreeMap<Uuid, Order>,
+    /// What the staff did, by position: what of it follows from something else is left out.
+    pub(crate) acts: BTreeMap<i64, String>,
     /// Events that do not fit what was before them.
     pub(crate) wrong: Vec<String>,
 }
@@ -118,11 +120,27 @@ impl Order {
     }
 }
 
+/// Whether somebody of the shop did it, and meant it.
+fn is_act(event: &Event) -> bool {
+    let follows = ["StockReserved", "StockReleased", "StockShipped"].contains(&event.kind.as_str());
+    event.category != "sku" && !follows && !event.actor.starts_with("customer:")
+}
+
+/// An act as the audit has it, written out.
+fn act(event: &Event) -> String {
+    let Event { kind, stream, version, partition_key, actor, correlation, recorded_at, .. } = event;
+    let origin = event.origin.as_deref().unwrap_or_default();
+    format!("{kind} {partition_key} {stream} {version} {actor} {origin} {correlation} {recorded_at:?}")
+}
+
 impl Fold {
     /// Folds the log, in the order of its positions.
     pub(crate) fn of(events: &[Event]) -> Self {
         let mut fold = Self::default();
         for event in events {
+            if is_act(event) {
+                fold.acts.insert(event.position, act(event));
+            }
             if let Err(why) = fold.take(event) {
                 fold.wrong.push(format!("{} at {}: {why}", event.kind, event.position));
             }
@@ -270,6 +288,17 @@ mod tests {
         let stock =
             |position| at(&fold.stocks[&product], position, |stock| stock.position).map(Stock::available);
         assert_eq!([2, 3, 8, 9, 100].map(stock), [None, Some(5), Some(5), Some(9), Some(9)]);
+    }
+
+    #[test]
+    fn acts_are_what_the_staff_did_and_meant() {
+        let created = event(1, 7, 1, "PriceChanged", json!({}));
+        let mut placed = event(2, 8, 1, "OrderPlaced", json!({}));
+        placed.actor = "customer:somebody".to_owned();
+        let follows = event(4, 9, 1, "StockShipped", json!({}));
+        let events = [created, placed, event(3, 8, 2, "OrderShipped", json!({})), follows];
+        let fold = Fold::of(&events);
+        assert_eq!(fold.acts.keys().copied().collect::<Vec<_>>(), [1, 3]);
     }
 
     #[test]

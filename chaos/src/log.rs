@@ -27,6 +27,7 @@ pub(crate) struct Event {
     pub(crate) causation: Option<Uuid>,
     pub(crate) actor: String,
     pub(crate) traceparent: Option<String>,
+    pub(crate) origin: Option<String>,
     pub(crate) recorded_at: DateTime<Utc>,
     pub(crate) partition_key: Uuid,
 }
@@ -48,6 +49,7 @@ impl Event {
             traceparent: row.try_get(11)?,
             recorded_at: row.try_get(12)?,
             partition_key: row.try_get(13)?,
+            origin: row.try_get(14)?,
         })
     }
 }
@@ -74,7 +76,7 @@ pub(crate) async fn connect(port: u16, database: &str) -> Result<PgConnection, s
 pub(crate) async fn read(connection: &mut PgConnection, after: i64) -> Result<Vec<Event>, sqlx::Error> {
     let rows = sqlx::query(
         "SELECT position, stream_id, category, version, event_id, event_type, schema_version, payload::text, \
-         correlation_id, causation_id, actor, traceparent, recorded_at, partition_key \
+         correlation_id, causation_id, actor, traceparent, recorded_at, partition_key, origin::text \
          FROM log.events WHERE position > $1 ORDER BY position LIMIT $2",
     )
     .bind(after)
@@ -132,6 +134,7 @@ impl Chain {
         part(event.payload.as_bytes());
         part(event.correlation.as_bytes());
         part(event.actor.as_bytes());
+        part(event.origin.as_deref().unwrap_or_default().as_bytes());
         part(&event.recorded_at.timestamp_micros().to_be_bytes());
         part(event.partition_key.as_bytes());
     }
@@ -170,6 +173,7 @@ pub(crate) fn event(
         causation: None,
         actor: format!("staff:{}", Uuid::from_u128(1)),
         traceparent: None,
+        origin: None,
         recorded_at: DateTime::UNIX_EPOCH,
         partition_key: Uuid::from_u128(stream),
     }

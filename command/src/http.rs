@@ -5,7 +5,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, SubsecRound, Utc};
 use serde::Serialize;
-use tidemark_events::{Metadata, Money, planted};
+use tidemark_events::{Metadata, Money, Origin, planted};
 use tidemark_http::{Access, Actor, Flow, IdempotencyKey, IfMatch, Problem, problem};
 use utoipa::ToSchema;
 use utoipa::openapi::OpenApi;
@@ -142,17 +142,23 @@ impl Call<'_> {
             key,
             if_match: self.if_match.0,
             now: now(),
-            metadata: Metadata {
-                correlation_id: self.flow.correlation_id,
-                causation_id: None,
-                actor: label,
-                traceparent: self.flow.traceparent,
-            },
+            metadata: metadata(self.flow, label),
             render,
             stop_at_rejection: false,
             bytes,
         };
         writer.submit(request).await.map(respond).map_err(|error| problem_of(&error))
+    }
+}
+
+/// What the events of a request say of who asked, and from where.
+pub(crate) fn metadata(flow: Flow, actor: String) -> Metadata {
+    Metadata {
+        correlation_id: flow.correlation_id,
+        causation_id: None,
+        actor,
+        traceparent: flow.traceparent,
+        origin: flow.address.and_then(Origin::of),
     }
 }
 

@@ -5,10 +5,10 @@ use std::borrow::Cow;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use crate::Position;
 use crate::fact::{DecodeError, Fact};
+use crate::{Origin, Position};
 
-/// Who caused an event, and in which flow.
+/// Who caused an event, from where, and in which flow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Metadata {
     /// The flow it belongs to: everything that followed from one request carries the same.
@@ -19,6 +19,8 @@ pub struct Metadata {
     pub actor: String,
     /// W3C Trace Context of the request, if it came with one.
     pub traceparent: Option<String>,
+    /// Where the request came from. Events of the shop's own work have none, nor have those from before it was kept.
+    pub origin: Option<Origin>,
 }
 
 /// An event as the log keeps it.

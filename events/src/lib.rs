@@ -5,6 +5,8 @@
 //! | [`product`], [`stock`], [`order`], [`sku`], [`account`] | one context's events each, pure data |
 //! | [`personal`] | personal data, sealed |
 //! | [`envelope`] | what every event carries beside its payload |
+//! | [`origin`] | where a request came from |
+//! | [`audit`] | which events belong into the audit, and which are about security |
 //! | [`fact`] | all contexts' events as one type; encoding and decoding |
 //! | [`schema`] | versions, upcasters, generated JSON Schemas |
 //! | [`value`] | money and currency |
@@ -17,12 +19,14 @@
 //! Nothing here depends on another crate of the workspace.
 
 pub mod account;
+pub mod audit;
 pub mod envelope;
 pub mod fact;
 pub mod log;
 pub mod migrations;
 pub mod ndjson;
 pub mod order;
+pub mod origin;
 pub mod partition;
 pub mod personal;
 pub mod planted;
@@ -35,6 +39,7 @@ pub mod value;
 
 pub use envelope::{Metadata, RecordedEvent};
 pub use fact::{DecodeError, Fact};
+pub use origin::Origin;
 pub use personal::Personal;
 pub use value::{Currency, Money};
 

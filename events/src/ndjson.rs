@@ -42,6 +42,11 @@ pub fn write_line(event: &RecordedEvent, out: &mut Vec<u8>) {
         Some(value) => text(value, out),
         None => out.extend_from_slice(b"null"),
     }
+    out.extend_from_slice(b",\"origin\":");
+    match event.metadata.origin {
+        Some(origin) => write!(out, "\"{origin}\"").expect("writing into memory cannot fail"),
+        None => out.extend_from_slice(b"null"),
+    }
     out.extend_from_slice(b"},\"recorded_at\":");
     time(event.recorded_at, out);
     out.extend_from_slice(b",\"partition_key\":");
@@ -121,6 +126,7 @@ mod tests {
                 causation_id: None,
                 actor: "staff:x".to_owned(),
                 traceparent: None,
+                origin: crate::Origin::of("192.0.2.7".parse().unwrap()),
             },
             recorded_at: "2026-02-03T04:05:06.000007Z".parse().unwrap(),
             partition_key: Uuid::from_u128(4),
@@ -134,5 +140,6 @@ mod tests {
         assert_eq!(value["payload"]["a"], 1);
         assert_eq!(value["recorded_at"], "2026-02-03T04:05:06.000007Z");
         assert_eq!(value["metadata"]["causation_id"], serde_json::Value::Null);
+        assert_eq!(value["metadata"]["origin"], "192.0.2.0/24");
     }
 }

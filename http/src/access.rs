@@ -62,6 +62,14 @@ pub enum Role {
 }
 
 impl Role {
+    const ALL: [Self; 5] = [Self::Customer, Self::Staff, Self::Analyst, Self::Operator, Self::Admin];
+
+    /// The names of all roles.
+    #[must_use]
+    pub fn names() -> [&'static str; Self::ALL.len()] {
+        Self::ALL.map(Self::as_str)
+    }
+
     /// Its name in tokens.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -79,7 +87,7 @@ impl FromStr for Role {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        [Self::Customer, Self::Staff, Self::Analyst, Self::Operator, Self::Admin]
+        Self::ALL
             .into_iter()
             .find(|role| role.as_str() == name)
             .ok_or_else(|| "a role is customer, staff, analyst, operator or admin".to_owned())

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
@@ -104,42 +105,84 @@ fn forwarded(element: &str) -> Option<IpAddr> {
 }
 
 /// Who asks, as an address, and what may be asked how often. An extractor for handlers of commands that charge more than
-/// the layer does, or note where a request came from.
+/// the layer does, or note where a request came from. What they charge is told by the answer, whatever it is.
 #[derive(Debug, Clone)]
 pub struct Client {
-    pub(crate) address: IpAddr,
-    pub(crate) rates: RateLimits,
+    address: IpAddr,
+    rates: RateLimits,
+    charged: Charged,
 }
 
 impl Client {
+    pub(crate) fn new(address: IpAddr, rates: RateLimits, charged: Charged) -> Self {
+        Self { address, rates, charged }
+    }
+
     /// Where the request comes from, behind trusted proxies.
     #[must_use]
     pub fn address(&self) -> IpAddr {
         self.address
     }
 
-    /// Charges the client's address. The answer that tells it is the returned part.
+    /// Charges the client's address.
     ///
     /// # Errors
     /// 429, with the time to wait.
-    pub async fn check_address(&self, class: Class) -> Result<Option<Standing>, Problem> {
-        self.rates.check_address(class, self.address).await
+    pub async fn check_address(&self, class: Class) -> Result<(), Problem> {
+        self.charged.note(class, self.rates.check_address(class, self.address).await)
     }
 
     /// Charges an account.
     ///
     /// # Errors
     /// 429, with the time to wait.
-    pub async fn check_id(&self, class: Class, id: Uuid) -> Result<Option<Standing>, Problem> {
-        self.rates.check_id(class, id).await
+    pub async fn check_id(&self, class: Class, id: Uuid) -> Result<(), Problem> {
+        self.charged.note(class, self.rates.check_id(class, id).await)
     }
 
     /// Charges something else: a normalised e-mail address.
     ///
     /// # Errors
     /// 429, with the time to wait.
-    pub async fn check(&self, class: Class, key: &str) -> Result<Option<Standing>, Problem> {
-        self.rates.check(class, key).await
+    pub async fn check(&self, class: Class, key: &str) -> Result<(), Problem> {
+        self.charged.note(class, self.rates.check(class, key).await)
+    }
+}
+
+/// What a request was charged beyond what the layer does, for its answer to tell: of each class what has least left.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Charged(Arc<Mutex<Vec<(Class, Standing)>>>);
+
+impl Charged {
+    fn note(&self, class: Class, charged: Result<Option<Standing>, Problem>) -> Result<(), Problem> {
+        // Every command is charged to its account, and hardly any comes near to that limit.
+        let is_worth_telling = |standing: &Standing| class != Class::Account || !standing.is_comfortable();
+        let standing = match charged {
+            Ok(standing) => standing.filter(is_worth_telling),
+            Err(refusal) => {
+                // It tells of its class itself.
+                self.standings().retain(|(noted, _)| *noted != class);
+                return Err(refusal);
+            }
+        };
+        if let Some(standing) = standing {
+            let mut standings = self.standings();
+            match standings.iter_mut().find(|(noted, _)| *noted == class) {
+                Some((_, noted)) if noted.remaining() <= standing.remaining() => {}
+                Some((_, noted)) => *noted = standing,
+                None => standings.push((class, standing)),
+            }
+        }
+        Ok(())
+    }
+
+    fn standings(&self) -> MutexGuard<'_, Vec<(Class, Standing)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds the headers that tell.
+    pub(crate) fn tell(&self, headers: &mut HeaderMap) {
+        self.standings().iter().for_each(|(_, standing)| standing.tell(headers));
     }
 }
 

@@ -22,7 +22,7 @@ fn worth_it() -> impl Predicate {
     SizeAbove::new(COMPRESS_ABOVE)
         .and(NotForContentType::IMAGES)
         .and(NotForContentType::SSE)
-        .and(NotForContentType::new("application/problem+json"))
+        .and(NotForContentType::const_new("application/problem+json"))
 }
 
 /// Answers a request, encoded as it accepts. A request that says nothing about it does not pass the layer at all.

@@ -1,5 +1,7 @@
 //! Requests, parsed at the rim: what gets past here has the right form.
 
+use std::net::IpAddr;
+
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
@@ -9,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 use uuid::Uuid;
 
+use crate::client::Client;
 use crate::pace::Interrupted;
 use crate::problem::{self, Problem};
 use crate::strict::Strict;
@@ -219,13 +222,15 @@ impl<S: Send + Sync> FromRequestParts<S> for PathId {
     }
 }
 
-/// The flow that a request belongs to: its trace (W3C Trace Context), if it has one.
+/// The flow that a request belongs to: its trace (W3C Trace Context), if it has one, and where it came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Flow {
     /// The trace's id, or a new one (UUIDv7).
     pub correlation_id: Uuid,
     /// The header, if it is well-formed.
     pub traceparent: Option<String>,
+    /// The client's address, behind trusted proxies; none where the request did not come over the network.
+    pub address: Option<IpAddr>,
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Flow {
@@ -233,10 +238,12 @@ impl<S: Send + Sync> FromRequestParts<S> for Flow {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
         let header = parts.headers.get("traceparent").and_then(|value| value.to_str().ok());
-        Ok(match header.and_then(|text| Some((text, trace_id(text)?))) {
-            Some((text, trace)) => Self { correlation_id: trace, traceparent: Some(text.to_owned()) },
-            None => Self { correlation_id: Uuid::now_v7(), traceparent: None },
-        })
+        let (correlation_id, traceparent) = match header.and_then(|text| Some((text, trace_id(text)?))) {
+            Some((text, trace)) => (trace, Some(text.to_owned())),
+            None => (Uuid::now_v7(), None),
+        };
+        let address = parts.extensions.get::<Client>().map(Client::address);
+        Ok(Self { correlation_id, traceparent, address })
     }
 }
 
@@ -331,6 +338,58 @@ mod tests {
         ] {
             let (code, text) = status(JSON, invalid).await;
             assert_eq!((code, text.as_str()), answer, "{invalid}");
+        }
+    }
+
+    /// Texts that are JSON, or nearly.
+    fn texts() -> impl proptest::strategy::Strategy<Value = Vec<u8>> {
+        use proptest::prelude::*;
+        let good = || Just(br#"{"lines":[{"quantity":1},{"quantity":2}]}"#.to_vec());
+        let with_a_wrong_byte =
+            (good(), any::<proptest::sample::Index>(), any::<u8>()).prop_map(|(mut text, at, byte)| {
+                let at = at.index(text.len());
+                text[at] = byte;
+                text
+            });
+        let members = r#"(lines|quantity|a~b|c/d|\PC{0,3})"#;
+        let values = r#"(1|-1|1\.5|1e9|null|true|"\PC{0,5}"|\[\]|\{\}|\[\{"quantity":[a-z0-9"]{0,3}\}\])"#;
+        let object = proptest::collection::vec((members, values), 0..4).prop_map(|members| {
+            let members: Vec<String> =
+                members.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+            format!("{{{}}}", members.join(",")).into_bytes()
+        });
+        prop_oneof![
+            proptest::collection::vec(any::<u8>(), 0..60),
+            r#"[\[\]{}":,\\a-z0-9 -]{0,60}"#.prop_map(String::into_bytes),
+            with_a_wrong_byte,
+            object,
+        ]
+    }
+
+    proptest::proptest! {
+        /// Whatever comes is a value or a problem of the right kind, and its pointer leads to a place in what came.
+        #[test]
+        fn whatever_comes_is_read_or_becomes_a_problem(text in texts()) {
+            let read = parse::<Order>(&text);
+            let value = serde_json::from_slice::<serde_json::Value>(&text);
+            let Err(problem) = read else {
+                proptest::prop_assert!(value.is_ok());
+                return Ok(());
+            };
+            let told = serde_json::to_vec(&problem).unwrap();
+            let told: serde_json::Value = serde_json::from_slice(&told).unwrap();
+            let kind = told["type"].as_str().unwrap().strip_prefix("/problems/").unwrap();
+            let known = problem::ALL.iter().find(|known| known.slug == kind).unwrap();
+            proptest::prop_assert_eq!(problem.status().as_u16(), known.status);
+            proptest::prop_assert_eq!(told["title"].as_str(), Some(known.title));
+            proptest::prop_assert!(!told["detail"].as_str().unwrap().is_empty());
+            let Ok(value) = value else {
+                proptest::prop_assert_eq!(kind, "malformed-json");
+                return Ok(());
+            };
+            proptest::prop_assert!(["unknown-field", "invalid-value"].contains(&kind), "{}", told);
+            let pointer = told["errors"][0]["pointer"].as_str().unwrap();
+            proptest::prop_assert!(value.pointer(pointer).is_some(), "{} {}", pointer, value);
         }
     }
 

@@ -129,6 +129,7 @@ impl Origins {
                     header::IF_NONE_MATCH,
                     name("idempotency-key"),
                     name("tidemark-after"),
+                    name("tidemark-email"),
                     name("traceparent"),
                 ])
                 .expose_headers([

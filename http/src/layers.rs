@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use futures_util::{FutureExt, poll};
 use metrics::{Counter, Histogram};
 use tokio::sync::Semaphore;
 
-use crate::client::Client;
+use crate::client::{Charged, Client};
 use crate::front::Front;
 use crate::limits::Class;
 use crate::pace::{Pace, Paced};
@@ -68,28 +69,48 @@ impl Default for Limits {
     }
 }
 
-#[derive(Clone)]
 struct Gate {
-    space: Arc<Semaphore>,
+    /// Requests at work.
+    at_work: AtomicUsize,
     requests: usize,
     answer_within: Duration,
     pace: Pace,
     /// For requests whose bodies are still to come.
     bodies: Arc<Semaphore>,
-    front: Arc<Front>,
+    front: Front,
+}
+
+/// A request at work, until it is dropped.
+struct Place<'a>(&'a AtomicUsize);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Gate {
+    /// A place for a request, if there is room for one of its worth.
+    fn place(&self, worth: Worth) -> Option<Place<'_>> {
+        let room = worth.room(self.requests);
+        let taken = self.at_work.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |at_work| {
+            (at_work < room).then_some(at_work + 1)
+        });
+        taken.is_ok().then(|| Place(&self.at_work))
+    }
 }
 
 /// Puts all layers around a router, and problems in the place of its bare 404 and 405.
 pub fn finish(router: Router, limits: &Limits, front: Front) -> Router {
     let origins = front.origins.layer();
-    let gate = Gate {
-        space: Arc::new(Semaphore::new(limits.requests)),
+    let gate = Arc::new(Gate {
+        at_work: AtomicUsize::new(0),
         requests: limits.requests,
         answer_within: limits.answer_within,
         pace: Pace { grace: limits.body_grace, rate: limits.body_rate, within: limits.body_within },
         bodies: Arc::new(Semaphore::new((limits.requests / BODIES).max(1))),
-        front: Arc::new(front),
-    };
+        front,
+    });
     let router = router
         .fallback(async || Problem::new(&problem::NOT_FOUND, "there is nothing under this path"))
         .method_not_allowed_fallback(async || {
@@ -138,7 +159,7 @@ impl Worth {
     }
 }
 
-async fn pass(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
+async fn pass(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let method = method_index(request.method());
     let path = request.extensions().get::<MatchedPath>().cloned();
@@ -154,8 +175,10 @@ async fn pass(State(gate): State<Gate>, mut request: Request, next: Next) -> Res
         Some((_, Err(refusal))) => refusal.refused().into_response(),
         charged => {
             // Reads are charged here alone, and are what there is most of.
-            if class != Some(Class::Reads) {
-                request.extensions_mut().insert(Client { address, rates: gate.front.rates.clone() });
+            let more = (class != Some(Class::Reads)).then(Charged::default);
+            if let Some(more) = &more {
+                let client = Client::new(address, gate.front.rates.clone(), more.clone());
+                request.extensions_mut().insert(client);
             }
             let mut response = answer(&gate, worth, request, next).await;
             if let Some((class, Ok(standing))) = charged
@@ -164,12 +187,19 @@ async fn pass(State(gate): State<Gate>, mut request: Request, next: Next) -> Res
             {
                 standing.tell(response.headers_mut());
             }
+            if let Some(more) = more {
+                more.tell(response.headers_mut());
+            }
             response
         }
     };
     let headers = response.headers_mut();
+    headers.reserve(HEADERS.saturating_sub(headers.len()));
     for (name, value) in &SECURITY {
         headers.entry(name).or_insert_with(|| value.clone());
+    }
+    if headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/html")) {
+        headers.extend(OF_PAGES.iter().cloned());
     }
     if gate.front.secure {
         headers.insert(header::STRICT_TRANSPORT_SECURITY, HSTS);
@@ -183,8 +213,7 @@ async fn pass(State(gate): State<Gate>, mut request: Request, next: Next) -> Res
 
 /// The answer to a request that may come, within the bounds of how many there are and how long it takes.
 async fn answer(gate: &Gate, worth: Worth, request: Request, next: Next) -> Response {
-    let at_work = gate.requests.saturating_sub(gate.space.available_permits());
-    let place = if at_work < worth.room(gate.requests) { gate.space.try_acquire().ok() } else { None };
+    let place = gate.place(worth);
     if place.is_none() && worth != Worth::Health {
         return shed(worth);
     }
@@ -231,19 +260,27 @@ fn misdirected(front: &Front, worth: Worth, request: &Request) -> Option<Problem
 }
 
 /// Sent with every answer that does not bring its own. The API is no page: nothing may be loaded, framed or kept.
-static SECURITY: [(HeaderName, HeaderValue); 8] = [
+static SECURITY: [(HeaderName, HeaderValue); 5] = [
     (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-    (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
     (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
     (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'")),
     (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
+];
+
+/// Sent with pages, too: all that these are about is what a page may do, and each header costs every read its time.
+static OF_PAGES: [(HeaderName, HeaderValue); 3] = [
+    // For browsers that do not know `frame-ancestors`.
+    (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
     (
         HeaderName::from_static("permissions-policy"),
         HeaderValue::from_static("camera=(), geolocation=(), microphone=()"),
     ),
-    (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
     (HeaderName::from_static("cross-origin-opener-policy"), HeaderValue::from_static("same-origin")),
 ];
+
+/// Places for headers that an answer is given at once, so that it does not grow step by step.
+const HEADERS: usize = 12;
 
 /// Two years, for all names below, and in the lists that browsers bring along.
 const HSTS: HeaderValue = HeaderValue::from_static("max-age=63072000; includeSubDomains; preload");
@@ -268,10 +305,10 @@ thread_local! {
 fn record(path: &str, method: usize, status: u16, started: Instant) {
     let elapsed = started.elapsed().as_secs_f64();
     FIGURES.with_borrow_mut(|routes| {
-        if !routes.contains_key(path) {
-            routes.insert(path.to_owned(), Default::default());
-        }
-        let Some(methods) = routes.get_mut(path) else { return };
+        let methods = match routes.get_mut(path) {
+            Some(methods) => methods,
+            None => routes.entry(path.to_owned()).or_default(),
+        };
         let figures = methods[method].get_or_insert_with(|| Figures {
             seconds: metrics::histogram!(
                 "tidemark_http_request_seconds", "route" => path.to_owned(), "method" => METHODS[method]

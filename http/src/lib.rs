@@ -6,6 +6,7 @@
 //! | [`access`] | signed access tokens: issuing, verifying, roles |
 //! | [`revocations`] | sessions that ended before their tokens expired |
 //! | [`extract`] | requests parsed at the rim: strict JSON, keys, versions, ids |
+//! | [`email`] | e-mail addresses, as accounts are found by them |
 //! | [`client`] | who is at the other end, through trusted proxies |
 //! | [`front`] | what a process is told: its names, pages that may ask, whom it believes |
 //! | [`limits`] | how often an address or an account may ask |
@@ -18,6 +19,7 @@ pub mod access;
 pub mod client;
 pub mod compression;
 mod connections;
+pub mod email;
 pub mod extract;
 pub mod front;
 pub mod layers;
@@ -32,6 +34,7 @@ pub mod tls;
 
 pub use access::{Access, Actor, Issuer, Role};
 pub use client::{Client, Proxies};
+pub use email::Email;
 pub use extract::{Flow, IdempotencyKey, IfMatch, Json, OptionalJson, PathId};
 pub use front::{Front, Hosts, Origins};
 pub use layers::{Limits, finish};

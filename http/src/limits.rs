@@ -9,13 +9,12 @@
 //! ```text
 //! async fn log_in(client: Client, Json(body): Json<LogIn>) -> Result<Response, Problem> {
 //!     client.check_address(Class::LogIn).await?;
-//!     let standing = client.check(Class::LogIn, &body.email).await?;
+//!     client.check(Class::LogIn, &body.email).await?;
 //!     …
-//!     Ok((standing, answer).into_response())
 //! }
 //! ```
+//! Whatever its answer is, the layer adds to it what is left.
 
-use std::convert::Infallible;
 use std::fmt::Write;
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
@@ -26,7 +25,6 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest;
 use axum::http::{HeaderName, HeaderValue, Method};
-use axum::response::{IntoResponseParts, ResponseParts};
 use governor::clock::{Clock, MonotonicClock};
 use governor::middleware::StateInformationMiddleware;
 use governor::state::keyed::DashMapStateStore;
@@ -79,8 +77,9 @@ const TABLE: [Row; 5] = [
 ];
 
 /// Requests that cost more than one. All others cost one.
-const COSTS: [(&str, NonZeroU32); 2] = [
+const COSTS: [(&str, NonZeroU32); 3] = [
     ("/v1/events", NonZeroU32::new(100).expect("not zero")),
+    ("/v1/audit", NonZeroU32::new(20).expect("not zero")),
     ("/v1/products/batch", NonZeroU32::new(50).expect("not zero")),
 ];
 
@@ -282,8 +281,8 @@ fn seconds(time: Duration) -> u32 {
     u32::try_from(time.as_nanos().div_ceil(1_000_000_000)).unwrap_or(u32::MAX)
 }
 
-/// Where a key stands after a request: what answers tell. As a part of an answer it brings the headers `RateLimit`
-/// and `RateLimit-Policy`, beside those of other classes.
+/// Where a key stands after a request: what answers tell with the headers `RateLimit` and `RateLimit-Policy`, beside
+/// those of other classes.
 #[derive(Clone)]
 pub struct Standing {
     limit: Arc<Limit>,
@@ -338,15 +337,6 @@ impl Standing {
         Problem::new(&problem::RATE_LIMITED, detail)
             .with_retry_after(self.wait_seconds.max(1))
             .with_standing(self)
-    }
-}
-
-impl IntoResponseParts for Standing {
-    type Error = Infallible;
-
-    fn into_response_parts(self, mut parts: ResponseParts) -> Result<ResponseParts, Infallible> {
-        self.tell(parts.headers_mut());
-        Ok(parts)
     }
 }
 

@@ -267,3 +267,37 @@ pub fn pages<S: Clone + Send + Sync + 'static>() -> Router<S> {
             }),
         )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        /// Whatever a problem is made of, its answer is JSON that says just that.
+        #[test]
+        fn a_problem_says_what_it_was_made_of(
+            kind in 0..ALL.len(),
+            detail in proptest::arbitrary::any::<String>(),
+            pointers in proptest::collection::vec(proptest::arbitrary::any::<String>(), 0..3),
+        ) {
+            let kind = ALL[kind];
+            let problem = Problem::new(kind, detail.clone());
+            let problem =
+                pointers.iter().fold(problem, |problem, pointer| problem.with_error(pointer, detail.clone()));
+            let answer = problem.into_response();
+            proptest::prop_assert_eq!(answer.status().as_u16(), kind.status);
+            proptest::prop_assert_eq!(&answer.headers()[header::CONTENT_TYPE], "application/problem+json");
+            let body = axum::body::to_bytes(answer.into_body(), usize::MAX);
+            let body = futures_util::FutureExt::now_or_never(body).unwrap().unwrap();
+            let told: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            proptest::prop_assert_eq!(told["type"].as_str().unwrap(), format!("/problems/{}", kind.slug));
+            proptest::prop_assert_eq!(told["status"].as_u64().unwrap(), u64::from(kind.status));
+            proptest::prop_assert_eq!(told["detail"].as_str().unwrap(), detail);
+            let named = told["errors"].as_array().map_or(0, Vec::len);
+            proptest::prop_assert_eq!(named, pointers.len());
+            for (n, pointer) in pointers.iter().enumerate() {
+                proptest::prop_assert_eq!(told["errors"][n]["pointer"].as_str().unwrap(), pointer);
+            }
+        }
+    }
+}

@@ -176,10 +176,19 @@ fn event_headers() -> Value {
                 "description": "W3C Trace Context (extension Distributed Tracing), if the request had one.",
             }),
         ),
+        (
+            "ce_origin",
+            json!({
+                "type": "string",
+                "description": "The network that the request came from, if there was one: of an IPv4 address the /24, \
+                    of an IPv6 address the /40.",
+                "examples": ["192.0.2.0/24"],
+            }),
+        ),
     ] {
         properties.insert(name.to_owned(), schema);
     }
-    headers(properties, &["ce_causationid", "ce_traceparent"])
+    headers(properties, &["ce_causationid", "ce_traceparent", "ce_origin"])
 }
 
 fn watermark_headers() -> Value {

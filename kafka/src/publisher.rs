@@ -9,13 +9,14 @@
 //! Kafka's calls block, and some have been seen not to return (librdkafka #5456): the producer lives on a thread of its
 //! own, and one that does not answer in time is given up, lease and all; the next producer fences it.
 
+use std::sync::Arc;
 use std::sync::mpsc as thread_channel;
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
-use tidemark_events::log::{Filter, Head, Lease, Log};
+use tidemark_events::log::{Filter, Head, Lease, Log, Pace};
 use tidemark_events::partition::{PARTITIONS, partition_of};
 use tidemark_events::{Position, RecordedEvent, planted};
 use tokio::sync::oneshot;
@@ -37,9 +38,9 @@ const AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// The key of the place, so that compaction keeps the newest alone.
 pub(crate) const PLACE_KEY: &str = "publisher";
 
-/// The least time from one transaction to the next, unless it is full: each costs the broker and all who read the topic
-/// about the same, however many events it has.
-const PACE: Duration = Duration::from_millis(20);
+/// From one transaction to the next, unless it is full: each costs the broker and all who read the topic about the same,
+/// however many events it has.
+const PACE: Pace = Pace { longest: Duration::from_millis(50), busy: 15_000.0 };
 
 /// Events of one transaction.
 const AT_ONCE: u16 = 30_000;
@@ -143,15 +144,16 @@ async fn publish(log: &Log, config: &KafkaConfig, stop: &CancellationToken) -> R
             epoch = head.epoch;
         }
         if head.position > position {
-            let pause = begun_at.map_or(Duration::ZERO, |at| PACE.saturating_sub(at.elapsed()));
-            if !pause.is_zero() && head.position - position < Position::from(AT_ONCE) {
+            let behind = head.position - position;
+            let pause = begun_at
+                .map_or(Duration::ZERO, |at| PACE.step(behind, at.elapsed()).saturating_sub(at.elapsed()));
+            if !pause.is_zero() && behind < Position::from(AT_ONCE) {
                 tokio::time::sleep(pause).await;
                 continue;
             }
             begun_at = Some(Instant::now());
             // The next page is read while the one before is being written.
-            let mut page =
-                log.read(position, head.position, &Filter::default(), usize::from(AT_ONCE)).await?;
+            let mut page = log.read_recent(position, &Filter::default(), usize::from(AT_ONCE)).await?;
             if planted::is("order-swapped") {
                 page.events.reverse();
             }
@@ -245,7 +247,7 @@ async fn answer<T>(
 
 /// A page of the log to be written.
 struct Transaction {
-    events: Vec<RecordedEvent>,
+    events: Vec<Arc<RecordedEvent>>,
     /// Everything up to here is in it or before it.
     to: Head,
     /// Whether it is the first of the topic: then each partition begins with a watermark at 0, which tells readers that
@@ -322,6 +324,7 @@ fn write(
     if *first {
         watermarks(producer, config, Head { position: 0, ..*to }, now)?;
     }
+    let mut time = record::Time::default();
     for event in events {
         let key = event.partition_key.hyphenated().to_string();
         let made = BaseRecord::to(&config.topic)
@@ -329,7 +332,7 @@ fn write(
             .payload(&*event.payload)
             .partition(i32::from(partition_of(event.partition_key)))
             .timestamp(event.recorded_at.timestamp_millis())
-            .headers(record::headers(to.epoch, event));
+            .headers(record::headers(to.epoch, event, &mut time));
         send(producer, made)?;
     }
     watermarks(producer, config, *to, now)?;

@@ -16,6 +16,7 @@
 //! | `ce_streamversion` | its place in the stream |
 //! | `ce_schemaversion` | the version of the payload's schema |
 //! | `ce_correlationid`, `ce_causationid`, `ce_actor` | who, and in which flow |
+//! | `ce_origin` | from where, if it was a request: the network |
 //!
 //! A watermark says that its partition holds everything up to its position. It has no key and an empty object as
 //! value.
@@ -71,11 +72,27 @@ pub enum Misfit {
     Value,
 }
 
+/// A time as records have it, written once for all events of a commit, which share it.
+#[derive(Debug, Default)]
+pub struct Time {
+    at: DateTime<Utc>,
+    text: String,
+}
+
+impl Time {
+    fn of(&mut self, at: DateTime<Utc>) -> &str {
+        if self.at != at || self.text.is_empty() {
+            (self.at, self.text) = (at, at.to_rfc3339_opts(SecondsFormat::Micros, true));
+        }
+        &self.text
+    }
+}
+
 /// The headers of an event.
 #[must_use]
-pub fn headers(epoch: Epoch, event: &RecordedEvent) -> OwnedHeaders {
+pub fn headers(epoch: Epoch, event: &RecordedEvent, time: &mut Time) -> OwnedHeaders {
     let mut text = String::with_capacity(48);
-    let mut headers = OwnedHeaders::new_with_capacity(16);
+    let mut headers = OwnedHeaders::new_with_capacity(17);
     let mut put = |name: &str, value: std::fmt::Arguments<'_>| {
         text.clear();
         // Writing to a string cannot fail.
@@ -87,7 +104,7 @@ pub fn headers(epoch: Epoch, event: &RecordedEvent) -> OwnedHeaders {
     put("ce_id", format_args!("{}", event.event_id));
     put("ce_source", format_args!("{SOURCE}{}", event.category));
     put("ce_type", format_args!("{}", event.event_type));
-    put("ce_time", format_args!("{}", event.recorded_at.to_rfc3339_opts(SecondsFormat::Micros, true)));
+    put("ce_time", format_args!("{}", time.of(event.recorded_at)));
     put("ce_subject", format_args!("{}", event.stream_id));
     put("ce_partitionkey", format_args!("{}", event.partition_key));
     put("ce_epoch", format_args!("{epoch}"));
@@ -101,6 +118,9 @@ pub fn headers(epoch: Epoch, event: &RecordedEvent) -> OwnedHeaders {
     put("ce_actor", format_args!("{}", event.metadata.actor));
     if let Some(traceparent) = &event.metadata.traceparent {
         put("ce_traceparent", format_args!("{traceparent}"));
+    }
+    if let Some(origin) = event.metadata.origin {
+        put("ce_origin", format_args!("{origin}"));
     }
     headers
 }
@@ -129,8 +149,8 @@ pub fn watermark(place: Head, at: DateTime<Utc>) -> OwnedHeaders {
 /// [`Misfit`] when it is no event of a log and no watermark.
 pub fn parse<M: Message>(message: &M) -> Result<Record, Misfit> {
     let found = Found::of(message);
-    let epoch = found.number("ce_epoch", found.epoch)?;
-    let position = found.number("ce_position", found.position)?;
+    let epoch = found.parsed("ce_epoch", found.epoch)?;
+    let position = found.parsed("ce_position", found.position)?;
     if found.text("ce_specversion", found.specversion)? != SPECVERSION {
         return Err(Misfit::Unreadable("ce_specversion"));
     }
@@ -149,11 +169,11 @@ pub fn parse<M: Message>(message: &M) -> Result<Record, Misfit> {
             stream_id: found.uuid("ce_subject", found.subject)?,
             category: fact::known_category(category)
                 .map_or_else(|| Cow::Owned(category.to_owned()), Cow::Borrowed),
-            version: found.number("ce_streamversion", found.version)?,
+            version: found.parsed("ce_streamversion", found.version)?,
             event_id: found.uuid("ce_id", found.id)?,
             event_type: fact::known_name(event_type)
                 .map_or_else(|| Cow::Owned(event_type.to_owned()), Cow::Borrowed),
-            schema_version: found.number("ce_schemaversion", found.schema_version)?,
+            schema_version: found.parsed("ce_schemaversion", found.schema_version)?,
             payload: payload.into(),
             metadata: Metadata {
                 correlation_id: found.uuid("ce_correlationid", found.correlation_id)?,
@@ -164,6 +184,10 @@ pub fn parse<M: Message>(message: &M) -> Result<Record, Misfit> {
                 actor: found.text("ce_actor", found.actor)?.to_owned(),
                 traceparent: match found.traceparent {
                     Some(_) => Some(found.text("ce_traceparent", found.traceparent)?.to_owned()),
+                    None => None,
+                },
+                origin: match found.origin {
+                    Some(_) => Some(found.parsed("ce_origin", found.origin)?),
                     None => None,
                 },
             },
@@ -193,6 +217,7 @@ struct Found<'a> {
     correlation_id: Option<&'a [u8]>,
     causation_id: Option<&'a [u8]>,
     actor: Option<&'a [u8]>,
+    origin: Option<&'a [u8]>,
 }
 
 impl<'a> Found<'a> {
@@ -217,6 +242,7 @@ impl<'a> Found<'a> {
                 "ce_correlationid" => &mut found.correlation_id,
                 "ce_causationid" => &mut found.causation_id,
                 "ce_actor" => &mut found.actor,
+                "ce_origin" => &mut found.origin,
                 _ => continue,
             };
             *place = header.value;
@@ -229,7 +255,7 @@ impl<'a> Found<'a> {
         std::str::from_utf8(value).map_err(|_| Misfit::Unreadable(name))
     }
 
-    fn number<N: std::str::FromStr>(&self, name: &'static str, value: Option<&'a [u8]>) -> Result<N, Misfit> {
+    fn parsed<N: std::str::FromStr>(&self, name: &'static str, value: Option<&'a [u8]>) -> Result<N, Misfit> {
         self.text(name, value)?.parse().map_err(|_| Misfit::Unreadable(name))
     }
 
@@ -243,6 +269,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use rdkafka::message::{OwnedMessage, Timestamp};
+    use tidemark_events::Origin;
 
     fn message(headers: Option<OwnedHeaders>, payload: Option<&[u8]>) -> OwnedMessage {
         OwnedMessage::new(
@@ -271,6 +298,7 @@ mod tests {
                 causation_id: Some(Uuid::from_u128(4)),
                 actor: "staff:ü".to_owned(),
                 traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
+                origin: Some(Origin::V6([0x20, 1, 0xd, 0xb8, 7])),
             },
             recorded_at: DateTime::from_timestamp_micros(1_767_225_600_123_456).unwrap(),
             partition_key: Uuid::from_u128(5),
@@ -281,10 +309,14 @@ mod tests {
     fn an_event_comes_back_as_it_was() {
         let mut event = event();
         for _ in 0..2 {
-            let read = parse(&message(Some(headers(2, &event)), Some(event.payload.as_bytes())));
+            let read = parse(&message(
+                Some(headers(2, &event, &mut Time::default())),
+                Some(event.payload.as_bytes()),
+            ));
             assert_eq!(read, Ok(Record { at: Head { epoch: 2, position: 7 }, event: Some(event.clone()) }));
             event.metadata.causation_id = None;
             event.metadata.traceparent = None;
+            event.metadata.origin = None;
             event.event_type = "OrderTeleported".into();
             event.category = "teleport".into();
         }
@@ -302,10 +334,12 @@ mod tests {
     #[test]
     fn what_is_none_of_ours_is_told_apart() {
         assert_eq!(parse(&message(None, Some(b"x"))), Err(Misfit::Missing("ce_epoch")));
-        let whole = headers(2, &event());
+        let whole = headers(2, &event(), &mut Time::default());
         assert_eq!(parse(&message(Some(whole.clone()), None)), Err(Misfit::Value));
         assert_eq!(parse(&message(Some(whole.clone()), Some(b"\xff"))), Err(Misfit::Value));
-        for name in ["ce_position", "ce_subject", "ce_time", "ce_specversion", "ce_source", "ce_id"] {
+        for name in
+            ["ce_position", "ce_subject", "ce_time", "ce_specversion", "ce_source", "ce_id", "ce_origin"]
+        {
             let broken = whole.clone().insert(Header { key: name, value: Some("no such thing") });
             let read = parse(&message(Some(broken), Some(b"{}")));
             assert_eq!(read, Err(Misfit::Unreadable(name)));

@@ -163,7 +163,10 @@ fn read(
         .set("queued.max.messages.kbytes", "65536")
         // A full queue is looked at again after this, by default after a second: that would be the rate of catching up.
         .set("fetch.queue.backoff.ms", "10")
-        .set("fetch.wait.max.ms", "50")
+        // A fetch is answered when so much has come, or after so long: else each partition's share of a transaction is a
+        // batch of its own, and each batch costs the broker, this process and the views' database about the same.
+        .set("fetch.min.bytes", "131072")
+        .set("fetch.wait.max.ms", "20")
         .create_with_context(Member::default())?;
     consumer.subscribe(&[&config.topic])?;
     // What the first record of a partition must say; a partition that is not in it is not read yet.

@@ -12,7 +12,7 @@ use serde_json::Value;
 use tidemark_events::fact::EVENT_TYPES;
 use tidemark_events::log::Head;
 use tidemark_events::schema::incompatibilities;
-use tidemark_events::{Metadata, RecordedEvent};
+use tidemark_events::{Metadata, Origin, RecordedEvent};
 use tidemark_kafka::{asyncapi, record};
 use uuid::Uuid;
 
@@ -136,6 +136,7 @@ fn the_headers_are_those_that_are_written() {
                 causation_id: Some(Uuid::from_u128(4)),
                 actor: "staff".to_owned(),
                 traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
+                origin: Some(Origin::V4([192, 0, 2])),
             },
             recorded_at: DateTime::from_timestamp_micros(1_767_225_600_123_456).unwrap(),
             partition_key: Uuid::from_u128(5),
@@ -143,11 +144,12 @@ fn the_headers_are_those_that_are_written() {
         let name = format!("{}.v{}", event_type.name, event_type.version);
         let message = &document["components"]["messages"][&name];
         let both = [&schemas["EventHeaders"], &message["headers"]];
-        let whole = record::headers(1, &event);
+        let whole = record::headers(1, &event, &mut record::Time::default());
         fits(&whole, &both);
         assert_eq!(whole.count(), both[0]["properties"].as_object().unwrap().len(), "each can be written");
         (event.metadata.causation_id, event.metadata.traceparent) = (None, None);
-        fits(&record::headers(1, &event), &both);
+        event.metadata.origin = None;
+        fits(&record::headers(1, &event, &mut record::Time::default()), &both);
         let payload = message["payload"]["$ref"].as_str().unwrap();
         assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(payload).is_file(), "{payload}");
     }

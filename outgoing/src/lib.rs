@@ -19,7 +19,7 @@ use http::{HeaderMap, Response};
 use ipnet::IpNet;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::redirect;
-use reqwest::{Client, Url};
+use reqwest::{Client, ClientBuilder, Url};
 
 pub use address::is_public;
 
@@ -156,20 +156,11 @@ impl Outgoing {
 
     fn with_names(policy: Policy, names: impl Names) -> Result<Self, OutgoingError> {
         let policy = Arc::new(policy);
-        let client = Client::builder()
-            .dns_resolver(Arc::new(Checked { names: Arc::new(names), policy: Arc::clone(&policy) }))
-            .https_only(!policy.plain)
-            .redirect(redirect::Policy::none())
-            .no_proxy()
-            .referer(false)
-            .timeout(policy.within)
-            .connect_timeout(policy.connect_within)
-            .pool_max_idle_per_host(1)
-            .pool_idle_timeout(Duration::from_secs(30))
-            .user_agent(concat!("Tidemark/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(OutgoingError::Failed)?;
-        Ok(Self { client, policy })
+        Self::of(builder(&policy, names), policy)
+    }
+
+    fn of(builder: ClientBuilder, policy: Arc<Policy>) -> Result<Self, OutgoingError> {
+        Ok(Self { client: builder.build().map_err(OutgoingError::Failed)?, policy })
     }
 
     /// Whether a URL may be written down. Where its name leads to is looked at each time it is asked.
@@ -236,6 +227,21 @@ impl Outgoing {
         *response.headers_mut() = std::mem::take(answer.headers_mut());
         Ok(response)
     }
+}
+
+/// What keeps to a policy, with the certificates that the system trusts.
+fn builder(policy: &Arc<Policy>, names: impl Names) -> ClientBuilder {
+    Client::builder()
+        .dns_resolver(Arc::new(Checked { names: Arc::new(names), policy: Arc::clone(policy) }))
+        .https_only(!policy.plain)
+        .redirect(redirect::Policy::none())
+        .no_proxy()
+        .referer(false)
+        .timeout(policy.within)
+        .connect_timeout(policy.connect_within)
+        .pool_max_idle_per_host(1)
+        .pool_idle_timeout(Duration::from_secs(30))
+        .user_agent(concat!("Tidemark/", env!("CARGO_PKG_VERSION")))
 }
 
 /// A refusal of the resolver comes wrapped. The URL stays out of messages: it may hold a secret.

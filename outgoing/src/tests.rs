@@ -313,3 +313,141 @@ async fn long_and_slow_answers_are_cut_off() {
         assert!(begun.elapsed() < Duration::from_secs(5));
     }
 }
+
+/// A server that speaks TLS with what openssl has made, and counts the requests that come through.
+struct Secure {
+    port: u16,
+    requests: Arc<AtomicUsize>,
+}
+
+/// Certificates that openssl makes: authorities, and what they vouch for.
+struct Papers(tempfile::TempDir);
+
+impl Papers {
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn openssl(&self, arguments: &[&str]) {
+        let output =
+            std::process::Command::new("openssl").current_dir(self.0.path()).args(arguments).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    fn authority(&self, name: &str) {
+        let (key, certificate, subject) =
+            (format!("{name}.key"), format!("{name}.crt"), format!("/CN={name}"));
+        let key_of = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", &key];
+        let of = ["-subj", &subject, "-addext", "keyUsage=critical,keyCertSign", "-out", &certificate];
+        self.openssl(&[&["req", "-x509", "-days", "2"], &key_of[..], &of].concat());
+    }
+
+    /// A certificate for a name, by an authority, for so many days from now.
+    fn certificate(
+        &self,
+        authority: &str,
+        name: &str,
+        days: &str,
+    ) -> (std::path::PathBuf, std::path::PathBuf) {
+        let file = |end: &str| format!("{authority}-{name}-{days}.{end}");
+        let (key, request, certificate, extensions) = (file("key"), file("csr"), file("crt"), file("ext"));
+        std::fs::write(self.path(&extensions), format!("subjectAltName=DNS:{name}\n")).unwrap();
+        let key_of = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", &key];
+        self.openssl(&[&["req"], &key_of[..], &["-subj", "/CN=hook", "-out", &request]].concat());
+        let (by, by_key) = (format!("{authority}.crt"), format!("{authority}.key"));
+        let by = ["-CA", &by, "-CAkey", &by_key, "-CAcreateserial", "-days", days, "-extfile", &extensions];
+        self.openssl(&[&["x509", "-req", "-in", &request], &by[..], &["-out", &certificate]].concat());
+        (self.path(&certificate), self.path(&key))
+    }
+}
+
+impl Secure {
+    async fn start((certificate, key): (std::path::PathBuf, std::path::PathBuf)) -> Self {
+        use tokio_rustls::rustls::crypto::aws_lc_rs;
+        use tokio_rustls::rustls::pki_types::pem::PemObject;
+        use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+        let chain = vec![CertificateDer::from_pem_file(certificate).unwrap()];
+        let key = PrivateKeyDer::from_pem_file(key).unwrap();
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let config = tokio_rustls::rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let requests = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&requests);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (acceptor, counted) = (acceptor.clone(), Arc::clone(&counted));
+                tokio::spawn(async move {
+                    let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                    let mut request = [0; 4096];
+                    if stream.read(&mut request).await.is_ok_and(|read| read > 0) {
+                        counted.fetch_add(1, Ordering::SeqCst);
+                    }
+                    stream.write_all(OK.as_bytes()).await.ok();
+                    stream.shutdown().await.ok();
+                });
+            }
+        });
+        Self { port, requests }
+    }
+
+    fn requests(&self) -> usize {
+        self.requests.load(Ordering::SeqCst)
+    }
+}
+
+#[tokio::test]
+async fn a_server_must_show_a_certificate_of_its_name_by_somebody_who_is_trusted() {
+    let papers = Papers(tempfile::tempdir().unwrap());
+    papers.authority("trusted");
+    papers.authority("stranger");
+    let trusted =
+        reqwest::Certificate::from_pem(&std::fs::read(papers.path("trusted.crt")).unwrap()).unwrap();
+    let policy = || Arc::new(Policy { plain: false, within: Duration::from_secs(10), ..inside() });
+    let client = || {
+        let policy = policy();
+        let builder = builder(&policy, Published::default()).tls_certs_merge([trusted.clone()]);
+        Outgoing::of(builder, policy).unwrap()
+    };
+    let good = Secure::start(papers.certificate("trusted", "hook.example", "2")).await;
+    let url = format!("https://hook.example:{}/", good.port);
+    let answer = post(&client(), &url).await.unwrap();
+    assert_eq!(
+        (answer.status().as_u16(), answer.body().as_ref(), good.requests()),
+        (200, b"ok".as_slice(), 1)
+    );
+    // Whom the system does not trust, nobody does without being told.
+    let untold = Outgoing::with_names(Policy::clone(&policy()), Published::default()).unwrap();
+    let refused = post(&untold, &url).await;
+    assert!(matches!(refused, Err(OutgoingError::Failed(_))), "{refused:?}");
+    assert_eq!(good.requests(), 1);
+    for (authority, name, days, why) in [
+        ("stranger", "hook.example", "2", "nobody trusts who vouches for it"),
+        ("trusted", "other.example", "2", "it is another's"),
+        ("trusted", "hook.example", "-1", "it has expired"),
+    ] {
+        let server = Secure::start(papers.certificate(authority, name, days)).await;
+        let refused = post(&client(), &format!("https://hook.example:{}/", server.port)).await;
+        let Err(OutgoingError::Failed(error)) = refused else { panic!("{why}: {refused:?}") };
+        // It was the certificate, and nothing was sent.
+        let mut told = String::new();
+        let mut source: Option<&(dyn Error + 'static)> = Some(&error);
+        while let Some(cause) = source {
+            told += &format!("{cause}; ");
+            source = cause.source();
+        }
+        assert!(told.contains("certificate"), "{why}: {told}");
+        assert_eq!(server.requests(), 0, "{why}");
+    }
+    // Who speaks no TLS gets nothing, either.
+    let plain = Listener::start(OK).await;
+    let refused = post(&client(), &format!("https://hook.example:{}/", plain.port)).await;
+    assert!(matches!(refused, Err(OutgoingError::Failed(_))), "{refused:?}");
+}

@@ -25,7 +25,7 @@ pub mod views;
 pub mod worker;
 
 pub use filler::Filler;
-pub use projection::{Projection, all, find};
+pub use projection::{Projection, Retention, all, find};
 pub use rebuild::{Progress, rebuild, switch_back};
 pub use supervisor::{Feed, ProjectorConfig, Supervisor};
 

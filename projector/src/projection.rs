@@ -2,18 +2,20 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
-use tidemark_events::{Fact, Position, RecordedEvent};
+use tidemark_events::log::Filter;
+use tidemark_events::{Fact, Metadata, Position, RecordedEvent};
 use uuid::Uuid;
 
 use crate::ProjectorError;
-use crate::views::{Orders, Products, Stock};
+use crate::views::{Audit, Orders, Products, Stock};
 
 /// An event that has been read and understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
+pub struct Event<'a> {
     /// Its place in the log.
     pub position: Position,
     /// Its stream.
@@ -24,20 +26,23 @@ pub struct Event {
     pub recorded_at: DateTime<Utc>,
     /// What it stays in order with.
     pub partition_key: Uuid,
+    /// Who did it, from where, in which flow.
+    pub metadata: &'a Metadata,
     /// What happened.
     pub fact: Fact,
 }
 
-impl Event {
+impl<'a> Event<'a> {
     /// An event of the log with what it says.
     #[must_use]
-    pub fn new(recorded: &RecordedEvent, fact: Fact) -> Self {
+    pub fn new(recorded: &'a RecordedEvent, fact: Fact) -> Self {
         Self {
             position: recorded.position,
             stream_id: recorded.stream_id,
             version: recorded.version,
             recorded_at: recorded.recorded_at,
             partition_key: recorded.partition_key,
+            metadata: &recorded.metadata,
             fact,
         }
     }
@@ -65,8 +70,14 @@ pub trait Projection: Send + Sync + 'static {
     /// The version of its fold and tables; another one needs a rebuild.
     fn fold_version(&self) -> i32;
 
-    /// The categories of events it folds; others are not read.
-    fn categories(&self) -> &'static [&'static str];
+    /// Which events it folds; others are not read.
+    fn filter(&self) -> Filter;
+
+    /// Whether it takes so little of the log that it had better follow in long steps: each costs a transaction, and a
+    /// change that all readers follow. It follows the log itself, also where others follow the topic.
+    fn is_sparse(&self) -> bool {
+        false
+    }
 
     /// Statements that make the tables of an instance, with what `apply` needs to find rows.
     fn create(&self, instance: i32) -> Vec<String>;
@@ -82,12 +93,38 @@ pub trait Projection: Send + Sync + 'static {
         &'a self,
         connection: &'a mut PgConnection,
         instance: i32,
-        events: &'a [Event],
+        retention: Retention,
+        events: &'a [Event<'a>],
     ) -> Applied<'a>;
+
+    /// A statement that removes some rows that are behind the retention (`$1`, in seconds), at most `$2` of them; none
+    /// where rows are for ever.
+    fn prune(&self, _instance: i32) -> Option<String> {
+        None
+    }
+}
+
+/// How long rows stay that are not for ever: security events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention(pub Duration);
+
+impl Retention {
+    /// As a statement takes it.
+    #[must_use]
+    pub fn seconds(self) -> f64 {
+        self.0.as_secs_f64()
+    }
+}
+
+impl Default for Retention {
+    /// 180 days.
+    fn default() -> Self {
+        Self(Duration::from_secs(180 * 24 * 60 * 60))
+    }
 }
 
 /// Every projection that this program has.
-pub static ALL: &[&dyn Projection] = &[&Products, &Stock, &Orders];
+pub static ALL: &[&dyn Projection] = &[&Products, &Stock, &Orders, &Audit];
 
 /// Every projection that this program has.
 #[must_use]

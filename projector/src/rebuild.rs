@@ -15,8 +15,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::ProjectorError;
-use crate::projection::{Projection, find};
-use crate::runner::filter_of;
+use crate::projection::{Projection, Retention, find};
 use crate::supervisor::{CHANNEL, create, target_of};
 use crate::worker::{Chunk, ReadTo, Target, Worker, connect, partitions_of, try_own};
 
@@ -56,18 +55,19 @@ pub async fn rebuild(
     log: &Log,
     options: &PgConnectOptions,
     name: &str,
+    retention: Retention,
     stop: &CancellationToken,
     mut report: impl FnMut(Progress),
 ) -> Result<i32, ProjectorError> {
     let projection = find(name)?;
     let mut control = connect(options).await?;
-    let target = prepare(&mut control, projection).await?;
+    let target = prepare(&mut control, projection, retention).await?;
     let mut connection = connect(options).await?;
     if !try_own(&mut connection, target, 0).await? {
         return Err(ProjectorError::Busy { name: name.to_owned(), instance: target.instance });
     }
-    let mut worker = Worker::open(connection, target, &partitions_of(0, 1), false).await?;
-    worker.retry_parked(log).await?;
+    let mut worker = Worker::open(connection, log, target, &partitions_of(0, 1), false).await?;
+    worker.retry_parked().await?;
     catch_up(log, &mut worker, target, stop, &mut report).await?;
     report(Progress::Indexing);
     for statement in projection.index(target.instance) {
@@ -87,12 +87,13 @@ pub async fn rebuild(
 async fn prepare(
     control: &mut PgConnection,
     projection: &'static dyn Projection,
+    retention: Retention,
 ) -> Result<Target, ProjectorError> {
     let instances = instance::all(control).await?;
     let mine: Vec<&Instance> = instances.iter().filter(|i| i.name == projection.name()).collect();
     if let Some(building) = mine.iter().find(|i| i.state == State::Building) {
         if building.fold_version == projection.fold_version() {
-            return target_of(building);
+            return target_of(building, retention);
         }
         // Begun by another version of the program: of no use to this one.
         remove(control, projection, building.instance).await?;
@@ -104,7 +105,7 @@ async fn prepare(
     let mut transaction = control.begin().await?;
     create(&mut transaction, projection, next, State::Building).await?;
     transaction.commit().await?;
-    Ok(Target { projection, instance: next })
+    Ok(Target { projection, instance: next, retention })
 }
 
 async fn remove(
@@ -145,7 +146,7 @@ async fn catch_up(
         }
         let (sender, mut chunks) = mpsc::channel(2);
         let (reader, after) = (log.clone(), worker.position());
-        let filter = filter_of(target.projection);
+        let filter = target.projection.filter();
         let reading = tokio::spawn(async move {
             let mut position = after;
             while position < head.position {
@@ -178,7 +179,7 @@ async fn catch_up(
 
 /// Folds the log up to a position.
 async fn fold_to(log: &Log, worker: &mut Worker, target: Target, to: Position) -> Result<(), ProjectorError> {
-    let filter = filter_of(target.projection);
+    let filter = target.projection.filter();
     while worker.position() < to {
         let page = log.read(worker.position(), to, &filter, BATCH).await?;
         if page.read_to == worker.position() {
@@ -257,7 +258,12 @@ async fn flip(transaction: &mut PgConnection, target: Target) -> Result<(), Proj
 ///
 /// # Errors
 /// [`ProjectorError::NoWayBack`], [`ProjectorError::NotCaughtUp`], or the database's; readers then stay.
-pub async fn switch_back(log: &Log, options: &PgConnectOptions, name: &str) -> Result<i32, ProjectorError> {
+pub async fn switch_back(
+    log: &Log,
+    options: &PgConnectOptions,
+    name: &str,
+    retention: Retention,
+) -> Result<i32, ProjectorError> {
     find(name)?;
     let mut control = connect(options).await?;
     let instances = instance::all(&mut control).await?;
@@ -265,11 +271,11 @@ pub async fn switch_back(log: &Log, options: &PgConnectOptions, name: &str) -> R
         .iter()
         .find(|i| i.name == name && i.state == State::Previous)
         .ok_or_else(|| ProjectorError::NoWayBack(name.to_owned()))?;
-    let target = target_of(previous)?;
+    let target = target_of(previous, retention)?;
     let mut connection = connect(options).await?;
     // Where nobody feeds it, this does.
     let mut worker = if try_own(&mut connection, target, 0).await? {
-        Some(Worker::open(connection, target, &partitions_of(0, 1), false).await?)
+        Some(Worker::open(connection, log, target, &partitions_of(0, 1), false).await?)
     } else {
         None
     };

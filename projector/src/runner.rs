@@ -1,16 +1,16 @@
 //! Follows the log for one instance: one reader, several workers with bounded channels between.
 
-use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tidemark_events::log::{Filter, Head, Log};
+use tidemark_events::log::{Filter, Head, Log, LogError, Page};
+use tidemark_events::{Position, RecordedEvent};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::ProjectorError;
-use crate::projection::Projection;
 use crate::supervisor::Feed;
 use crate::topic;
 use crate::worker::{Chunk, ReadTo, Target, Worker, connect, partitions_of, try_own};
@@ -28,26 +28,24 @@ const LOOK_AFTER: Duration = Duration::from_millis(500);
 /// Chunks that wait for a worker.
 const CHANNEL: usize = 2;
 
-/// What to read for a projection.
-#[must_use]
-pub(crate) fn filter_of(projection: &dyn Projection) -> Filter {
-    let categories = projection.categories().iter().map(|&category| Cow::Borrowed(category)).collect();
-    Filter { categories, ..Filter::default() }
-}
+/// From one batch of a projection that takes little of the log to the next, unless the log has gone on so far
+/// meanwhile. After a quiet time it does not wait either.
+const SPARSE_PAUSE: Duration = Duration::from_millis(500);
+const SPARSE_BATCH: usize = 100_000;
 
 /// Feeds an instance until `stop`; begins anew from the stored checkpoints whenever something fails.
 pub async fn run(feed: Feed, target: Target, stop: CancellationToken) {
     let mut from_the_beginning = true;
     while !stop.is_cancelled() {
         let followed = match &feed.kafka {
-            Some(kafka) => topic::follow(&feed, kafka, target, &stop, &mut from_the_beginning).await,
-            None => follow(&feed, target, &stop).await,
+            // The log gives just the few events that a sparse projection wants; the topic would bring all of them.
+            Some(kafka) if !target.projection.is_sparse() => {
+                topic::follow(&feed, kafka, target, &stop, &mut from_the_beginning).await
+            }
+            _ => follow(&feed, target, &stop).await,
         };
         match followed {
             Ok(()) => return,
-            Err(ProjectorError::Busy { .. }) => {
-                tokio::time::timeout(STAND_BY, stop.cancelled()).await.ok();
-            }
             Err(error) => {
                 tracing::warn!(?target, %error, "a projection begins anew from its checkpoint");
                 tokio::time::timeout(AGAIN_AFTER, stop.cancelled()).await.ok();
@@ -59,10 +57,12 @@ pub async fn run(feed: Feed, target: Target, stop: CancellationToken) {
 async fn follow(feed: &Feed, target: Target, stop: &CancellationToken) -> Result<(), ProjectorError> {
     let Feed { log, views: options, config, .. } = feed;
     let count = config.workers.clamp(1, tidemark_views::PARTITIONS);
-    let name = target.projection.name();
     let mut owner = connect(options).await?;
-    if !try_own(&mut owner, target, 0).await? {
-        return Err(ProjectorError::Busy { name: name.to_owned(), instance: target.instance });
+    while !try_own(&mut owner, target, 0).await? {
+        tokio::time::timeout(STAND_BY, stop.cancelled()).await.ok();
+        if stop.is_cancelled() {
+            return Ok(());
+        }
     }
     let mut workers = Vec::new();
     let mut owner = Some(owner);
@@ -72,8 +72,8 @@ async fn follow(feed: &Feed, target: Target, stop: &CancellationToken) -> Result
             Some(connection) => connection,
             None => connect(options).await?,
         };
-        let mut worker = Worker::open(connection, target, &partitions_of(worker, count), true).await?;
-        worker.retry_parked(log).await?;
+        let mut worker = Worker::open(connection, log, target, &partitions_of(worker, count), true).await?;
+        worker.retry_parked().await?;
         workers.push(worker);
     }
     let mut position = workers.iter().map(Worker::position).min().unwrap_or(0);
@@ -86,7 +86,9 @@ async fn follow(feed: &Feed, target: Target, stop: &CancellationToken) -> Result
         channels.push(sender);
         tasks.spawn(work(worker, receiver, log.clone(), target));
     }
-    let filter = filter_of(target.projection);
+    let filter = target.projection.filter();
+    let is_sparse = target.projection.is_sparse();
+    let most_behind = if is_sparse { SPARSE_BATCH } else { config.batch_events };
     let mut wake = log.wake();
     let mut next = Instant::now();
     let mut last = (next, position);
@@ -100,7 +102,7 @@ async fn follow(feed: &Feed, target: Target, stop: &CancellationToken) -> Result
         epoch = head.epoch;
         if head.position > position {
             let behind = usize::try_from(head.position - position).unwrap_or(usize::MAX);
-            if behind < config.batch_events && Instant::now() < next {
+            if behind < most_behind && Instant::now() < next {
                 tokio::select! {
                     () = stop.cancelled() => break,
                     () = tokio::time::sleep_until(next) => {}
@@ -108,11 +110,12 @@ async fn follow(feed: &Feed, target: Target, stop: &CancellationToken) -> Result
                 continue;
             }
             let now = Instant::now();
-            next = now + config.pause(head.position - last.1, now - last.0);
+            next = now
+                + if is_sparse { SPARSE_PAUSE } else { config.pause(head.position - last.1, now - last.0) };
             last = (now, head.position);
             let page = tokio::select! {
                 () = stop.cancelled() => break,
-                page = log.read(position, head.position, &filter, config.batch_events) => page?,
+                page = read(feed, position, head.position, &filter) => page?,
             };
             if page.read_to == position {
                 // What was known of the head is not true of this log: it has lost its end. Its listener will say.
@@ -155,6 +158,21 @@ async fn follow(feed: &Feed, target: Target, stop: &CancellationToken) -> Result
     Ok(())
 }
 
+/// From the memory that the projections of this process share if all of them follow the log. Else this one alone does,
+/// and has the log send no more than it wants.
+async fn read(
+    feed: &Feed,
+    after: Position,
+    up_to: Position,
+    filter: &Filter,
+) -> Result<Page<Arc<RecordedEvent>>, LogError> {
+    let Feed { log, config, .. } = feed;
+    if feed.kafka.is_none() {
+        return log.read_recent(after, filter, config.batch_events).await;
+    }
+    Ok(log.read(after, up_to, filter, config.batch_events).await?.shared())
+}
+
 async fn ended(tasks: &mut JoinSet<Result<(), ProjectorError>>) -> Result<(), ProjectorError> {
     let mut outcome = Ok(());
     while let Some(task) = tasks.join_next().await {
@@ -170,7 +188,7 @@ async fn ended(tasks: &mut JoinSet<Result<(), ProjectorError>>) -> Result<(), Pr
 /// One worker: takes what waits, as one batch if several chunks do.
 async fn work(
     mut worker: Worker,
-    mut chunks: mpsc::Receiver<Chunk>,
+    mut chunks: mpsc::Receiver<Chunk<Arc<RecordedEvent>>>,
     log: Log,
     target: Target,
 ) -> Result<(), ProjectorError> {

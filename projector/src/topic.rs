@@ -8,14 +8,12 @@
 use std::collections::BTreeMap;
 
 use futures_util::future::try_join_all;
-use sqlx::postgres::PgConnectOptions;
 use tidemark_events::log::{Head, Log};
 use tidemark_kafka::source::{self, Portion, Records, Start};
 use tidemark_kafka::{KafkaConfig, topic};
 use tokio_util::sync::CancellationToken;
 
 use crate::ProjectorError;
-use crate::runner::filter_of;
 use crate::supervisor::{Feed, ProjectorConfig};
 use crate::worker::{Checkpoint, Chunk, ReadTo, Target, Worker, connect};
 
@@ -45,10 +43,10 @@ pub(crate) async fn follow(
             Some(Ok(Portion::Assigned { ends, starts })) => {
                 // The former workers' sessions end first: nothing of theirs is under way any more.
                 workers.clear();
-                workers = open(options, config, target, &ends).await?;
+                workers = open(feed, target, &ends).await?;
                 let mut all = BTreeMap::new();
                 for worker in &mut workers {
-                    worker.retry_parked(log).await?;
+                    worker.retry_parked().await?;
                     all.extend(begin(log, worker, config, target, &ends, *from_the_beginning).await?);
                 }
                 tracing::info!(?target, partitions = ?ends.keys(), "a projection follows the topic");
@@ -69,8 +67,7 @@ pub(crate) async fn follow(
 }
 
 async fn open(
-    options: &PgConnectOptions,
-    config: &ProjectorConfig,
+    Feed { log, views: options, config, .. }: &Feed,
     target: Target,
     ends: &BTreeMap<i16, i64>,
 ) -> Result<Vec<Worker>, ProjectorError> {
@@ -80,7 +77,7 @@ async fn open(
         let partitions: Vec<i16> =
             ends.keys().copied().filter(|partition| partition % count == worker).collect();
         if !partitions.is_empty() {
-            workers.push(Worker::open(connect(options).await?, target, &partitions, true).await?);
+            workers.push(Worker::open(connect(options).await?, log, target, &partitions, true).await?);
         }
     }
     Ok(workers)
@@ -97,9 +94,7 @@ async fn begin(
 ) -> Result<BTreeMap<i16, Start>, ProjectorError> {
     // Everything before `ends` had been committed to the log before this is asked.
     let head = log.head().await?;
-    for checkpoint in worker.checkpoints().values() {
-        same_history(log, *checkpoint, head.epoch).await?;
-    }
+    worker.refuse_another_history(&ReadTo::Log(head)).await?;
     let known = |(&partition, at): (&i16, &Checkpoint)| {
         let said = Head { epoch: at.epoch, position: at.position };
         // A topic that holds everything begins with a record that says so.
@@ -110,7 +105,7 @@ async fn begin(
     if let Some(starts) = worker.checkpoints().iter().map(known).collect() {
         return Ok(starts);
     }
-    let filter = filter_of(target.projection);
+    let filter = target.projection.filter();
     while worker.position() < head.position {
         let page = log.read(worker.position(), head.position, &filter, config.batch_events).await?;
         if page.read_to <= worker.position() {
@@ -127,17 +122,6 @@ async fn begin(
     Ok(worker.checkpoints().keys().filter_map(behind).collect())
 }
 
-/// Whether a newer epoch forks behind a checkpoint: else what was applied is no part of the log any more.
-async fn same_history(log: &Log, at: Checkpoint, epoch: i32) -> Result<(), ProjectorError> {
-    if epoch > at.epoch
-        && let Some(end) = log.epoch_end(at.epoch).await?
-        && end < at.position
-    {
-        return Err(ProjectorError::LostEnd { epoch, head: end, position: at.position });
-    }
-    Ok(())
-}
-
 async fn take(
     log: &Log,
     workers: &mut [Worker],
@@ -146,6 +130,7 @@ async fn take(
 ) -> Result<(), ProjectorError> {
     let name = target.projection.name();
     let labels = [("name", name.to_owned()), ("instance", target.instance.to_string())];
+    let filter = target.projection.filter();
     let mut taking = Vec::with_capacity(workers.len());
     for worker in workers {
         let mut events = Vec::new();
@@ -159,14 +144,13 @@ async fn take(
                 repeated += portion.events.len();
                 continue;
             }
-            same_history(log, *at, to.epoch).await?;
             repeated += portion.events.iter().filter(|event| event.position <= at.position).count();
             events.extend(portion.events);
             read_to.insert(partition, (to, portion.offset));
         }
         metrics::counter!("tidemark_projection_repeated_total", &labels).increment(repeated as u64);
         metrics::counter!("tidemark_projection_strays_total", &labels).increment(strays.len() as u64);
-        events.retain(|event| target.projection.categories().contains(&event.category.as_ref()));
+        events.retain(|event| filter.lets_through(event));
         // What belongs together has one key, and so one partition; this order is only what the log has, too.
         events.sort_unstable_by_key(|event| event.position);
         let oldest = events.first().map(|event| event.recorded_at);

@@ -1,5 +1,7 @@
 //! A batch of events into rows and checkpoint, in one transaction; and the parking of what cannot be applied.
 
+use std::borrow::Borrow;
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
@@ -12,7 +14,7 @@ use tidemark_views::{PARTITIONS, feed, partition_of};
 use uuid::Uuid;
 
 use crate::ProjectorError;
-use crate::projection::{ApplyError, Event, Projection};
+use crate::projection::{ApplyError, Event, Projection, Retention};
 
 /// How often a batch that fails is tried again as it is, with growing pauses, before its culprit is looked for.
 const RETRIES: u32 = 2;
@@ -36,6 +38,8 @@ pub struct Target {
     pub projection: &'static dyn Projection,
     /// Its number.
     pub instance: i32,
+    /// How long rows stay that are not for ever.
+    pub retention: Retention,
 }
 
 impl std::fmt::Debug for Target {
@@ -44,11 +48,11 @@ impl std::fmt::Debug for Target {
     }
 }
 
-/// Events as the log has them, and up to where that is everything.
+/// Events as the log has them, or shared ones, and up to where that is everything.
 #[derive(Debug)]
-pub struct Chunk {
+pub struct Chunk<E = RecordedEvent> {
     /// In the order of positions.
-    pub events: Vec<RecordedEvent>,
+    pub events: Vec<E>,
     /// Up to where that is everything.
     pub read_to: ReadTo,
 }
@@ -78,6 +82,8 @@ pub struct Checkpoint {
 #[derive(Debug)]
 pub struct Worker {
     target: Target,
+    /// Whose events it applies.
+    log: Log,
     connection: PgConnection,
     /// Where each of its partitions stands.
     checkpoints: BTreeMap<i16, Checkpoint>,
@@ -114,6 +120,7 @@ impl Worker {
     /// The database's.
     pub async fn open(
         mut connection: PgConnection,
+        log: &Log,
         target: Target,
         partitions: &[i16],
         publishes: bool,
@@ -143,7 +150,7 @@ impl Worker {
                 .fetch_all(&mut connection)
                 .await?;
         let parked = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, sqlx::Error>>()?;
-        Ok(Self { target, connection, checkpoints, parked, publishes })
+        Ok(Self { target, log: log.clone(), connection, checkpoints, parked, publishes })
     }
 
     /// The least of its partitions' positions.
@@ -169,17 +176,18 @@ impl Worker {
     /// Applies a chunk and moves the checkpoints to its end, in one transaction. Returns how many events it took.
     ///
     /// # Errors
-    /// [`ProjectorError::Moved`] when somebody else has moved a checkpoint: what this worker knows is old, nothing
-    /// was done. Else the database's; nothing was done then either.
-    pub async fn take(&mut self, chunk: Chunk) -> Result<usize, ProjectorError> {
+    /// [`ProjectorError::Moved`] when somebody else has moved a checkpoint: what this worker knows is old.
+    /// [`ProjectorError::LostEnd`] when what was applied before is no part of this history. Else the database's. In any
+    /// case nothing was done.
+    pub async fn take<E: Borrow<RecordedEvent>>(&mut self, chunk: Chunk<E>) -> Result<usize, ProjectorError> {
         let moves = self.moves(&chunk.read_to);
         if moves.is_empty() {
             return Ok(0);
         }
+        self.refuse_another_history(&chunk.read_to).await?;
         let mut batch = Batch::default();
-        for recorded in
-            chunk.events.iter().filter(|event| self.wants(event) && !planted::sometimes("event-skipped"))
-        {
+        let events = chunk.events.iter().map(Borrow::borrow);
+        for recorded in events.filter(|event| self.wants(event) && !planted::sometimes("event-skipped")) {
             batch.sort_in(recorded, &self.parked);
         }
         let count = batch.good.len() + batch.bad.len();
@@ -203,6 +211,31 @@ impl Worker {
                 Err(Failed::Other(error)) => return Err(error),
             }
         }
+    }
+
+    /// Refuses what was read in a history that does not hold what was applied: an epoch that forks from the former one
+    /// behind a checkpoint, or one older than a checkpoint's. However it was read, nothing is put on top of that.
+    ///
+    /// # Errors
+    /// [`ProjectorError::LostEnd`], or the database's.
+    pub async fn refuse_another_history(&self, read_to: &ReadTo) -> Result<(), ProjectorError> {
+        for (partition, at) in &self.checkpoints {
+            let Some(Head { epoch, position: head }) = (match read_to {
+                ReadTo::Log(head) => Some(*head),
+                ReadTo::Topic(records) => records.get(partition).map(|(head, _)| *head),
+            }) else {
+                continue;
+            };
+            let forks_before = match epoch.cmp(&at.epoch) {
+                Ordering::Equal => false,
+                Ordering::Less => true,
+                Ordering::Greater => self.log.epoch_end(at.epoch).await?.is_some_and(|end| end < at.position),
+            };
+            if forks_before {
+                return Err(ProjectorError::LostEnd { epoch, head, position: at.position });
+            }
+        }
+        Ok(())
     }
 
     /// Which of its partitions a chunk moves, and where to.
@@ -234,7 +267,7 @@ impl Worker {
         isolate: bool,
     ) -> Result<HashSet<Uuid>, Failed> {
         let Self { target, connection, checkpoints, publishes, .. } = self;
-        let Target { projection, instance } = *target;
+        let Target { projection, instance, retention } = *target;
         let name = projection.name();
         let mut transaction = connection.begin().await?;
         // Locks, compares and moves in one statement: a row that does not stand where this worker left it stays.
@@ -265,7 +298,7 @@ impl Worker {
         let mut keys = if isolate {
             isolate_culprits(&mut transaction, *target, &batch.good, &mut parking).await?
         } else {
-            projection.apply(&mut transaction, instance, &batch.good).await?
+            projection.apply(&mut transaction, instance, retention, &batch.good).await?
         };
         park(&mut transaction, *target, &parking).await?;
         // Readers are told too: what they see of these keys is not all there is.
@@ -308,7 +341,7 @@ impl Worker {
     ///
     /// # Errors
     /// The database's.
-    pub async fn retry_parked(&mut self, log: &Log) -> Result<(), ProjectorError> {
+    pub async fn retry_parked(&mut self) -> Result<(), ProjectorError> {
         let name = self.target.projection.name();
         let mine: Vec<Uuid> = self
             .parked
@@ -329,7 +362,7 @@ impl Worker {
             let mut left = rows.len();
             for row in rows {
                 let position: Position = row.try_get(0)?;
-                let page = log.read(position - 1, position, &Filter::default(), 1).await?;
+                let page = self.log.read(position - 1, position, &Filter::default(), 1).await?;
                 if !self.unpark(position, page.events.first()).await? {
                     break;
                 }
@@ -351,10 +384,12 @@ impl Worker {
         let Some((recorded, fact)) = recorded.and_then(|event| Some((event, event.decode().ok()?))) else {
             return Ok(false);
         };
-        let Target { projection, instance } = self.target;
+        let Target { projection, instance, retention } = self.target;
         let mut transaction = self.connection.begin().await?;
         let event = Event::new(recorded, fact);
-        let keys = match projection.apply(&mut transaction, instance, std::slice::from_ref(&event)).await {
+        let applied =
+            projection.apply(&mut transaction, instance, retention, std::slice::from_ref(&event)).await;
+        let keys = match applied {
             Ok(keys) => keys,
             Err(error) => {
                 tracing::warn!(target = ?self.target, position, %error, "what is parked cannot be applied yet");
@@ -395,7 +430,7 @@ impl Worker {
 /// What a chunk holds for a worker.
 #[derive(Default)]
 struct Batch<'a> {
-    good: Vec<Event>,
+    good: Vec<Event<'a>>,
     bad: Vec<Parking<'a>>,
     bad_keys: HashSet<Uuid>,
 }
@@ -470,17 +505,17 @@ fn is_data_error(error: &sqlx::Error) -> bool {
 async fn isolate_culprits(
     transaction: &mut PgConnection,
     target: Target,
-    events: &[Event],
+    events: &[Event<'_>],
     parking: &mut Vec<Parking<'_>>,
 ) -> Result<Vec<Uuid>, Failed> {
-    let mut by_key: HashMap<Uuid, Vec<Event>> = HashMap::new();
+    let mut by_key: HashMap<Uuid, Vec<Event<'_>>> = HashMap::new();
     for event in events {
         by_key.entry(event.partition_key).or_default().push(event.clone());
     }
     let mut changed = Vec::new();
-    let mut groups: Vec<Vec<Vec<Event>>> = vec![by_key.into_values().collect()];
+    let mut groups: Vec<Vec<Vec<Event<'_>>>> = vec![by_key.into_values().collect()];
     while let Some(mut group) = groups.pop() {
-        let mut together: Vec<Event> = group.iter().flatten().cloned().collect();
+        let mut together: Vec<Event<'_>> = group.iter().flatten().cloned().collect();
         together.sort_unstable_by_key(|event| event.position);
         match try_apply(transaction, target, &together).await? {
             Ok(keys) => changed.extend(keys),
@@ -519,10 +554,11 @@ async fn isolate_culprits(
 async fn try_apply(
     transaction: &mut PgConnection,
     target: Target,
-    events: &[Event],
+    events: &[Event<'_>],
 ) -> Result<Result<Vec<Uuid>, ApplyError>, Failed> {
     transaction.execute("SAVEPOINT culprit").await?;
-    match target.projection.apply(transaction, target.instance, events).await {
+    let Target { projection, instance, retention } = target;
+    match projection.apply(transaction, instance, retention, events).await {
         Ok(keys) => {
             transaction.execute("RELEASE SAVEPOINT culprit").await?;
             Ok(Ok(keys))

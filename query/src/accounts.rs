@@ -1,37 +1,43 @@
-//! Accounts, read from the log itself: they are few and private, their streams are short, and so nothing personal rests
+//! Accounts, read from the log itself: they are private, their streams are short, and so nothing personal rests
 //! anywhere in clear text, not in a view, not in a cache, not in Redis. Erasing one empties nothing, and what was
-//! written is read at once.
+//! written is read at once. Only which accounts there are is a view, and there is nothing personal in it.
 
-use axum::extract::State;
-use axum::http::{HeaderValue, header};
+use axum::extract::{RawQuery, State};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use sqlx::Row;
+use sqlx::postgres::PgRow;
 use tidemark_events::account::AccountRole;
-use tidemark_events::fact::{AccountEvent, SessionEvent};
-use tidemark_events::log::LogError;
+use tidemark_events::fact::{AccountEvent, EmailEvent, SessionEvent};
 use tidemark_events::{Fact, Personal, RecordedEvent};
-use tidemark_http::{Access, Actor, PathId, Problem, Role, problem};
+use tidemark_http::{Access, Actor, Email, PathId, Problem, Role, problem};
 use tidemark_vault::VaultError;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
+use crate::audit::{items_of, one_more, page};
 use crate::feed::View;
+use crate::page::Parameters;
 use crate::position::After;
-use crate::{QueryState, arguments, unavailable};
+use crate::{QueryState, arguments, log_away, unavailable};
 
 /// Events of an account that are read at once; it has far fewer.
 const STREAM_PAGE: i64 = 5_000;
+
+/// How accounts stand, as they are listed by it.
+pub const STATUSES: &[&str] = &["pending", "active", "deactivated", "erased"];
 
 /// The most orders of an export; the rest is in the list of orders.
 const EXPORTED_ORDERS: i64 = 10_000;
 
 pub(crate) fn routes() -> OpenApiRouter<QueryState> {
     OpenApiRouter::new()
+        .routes(routes!(list))
         .routes(routes!(one))
         .routes(routes!(sessions))
         .routes(routes!(export))
@@ -99,6 +105,101 @@ struct HistoryEntry {
     recorded_at: DateTime<Utc>,
     /// Who did it.
     actor: String,
+}
+
+/// An account in a list.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+struct AccountItem {
+    id: Uuid,
+    /// `pending`, `active`, `deactivated` or `erased`.
+    status: String,
+    /// `customer`, `staff`, `analyst`, `operator` or `admin`.
+    role: String,
+    /// `null` once the account is erased.
+    email: Option<String>,
+    name: Option<String>,
+    /// Whether the e-mail address is verified.
+    verified: bool,
+    /// Whether a second factor is asked for at log-in.
+    second_factor: bool,
+    registered_at: DateTime<Utc>,
+    /// The version of its stream.
+    version: i64,
+}
+
+/// A page of accounts.
+#[derive(Debug, Serialize, ToSchema)]
+struct AccountPage {
+    items: Vec<AccountItem>,
+    /// For the page behind this one, `null` on the last.
+    next_cursor: Option<String>,
+}
+
+/// Accounts, the newest first, those that are erased among them. For admins.
+#[utoipa::path(
+    get, path = "/v1/accounts", tag = "accounts", security(("token" = [])),
+    params(
+        ("role" = Option<String>, Query, description = "Only of this role"),
+        ("status" = Option<String>, Query, description = "pending, active, deactivated or erased"),
+        ("limit" = Option<u32>, Query, description = "1 to 100, 20 if left out"),
+        ("cursor" = Option<String>, Query, description = "next_cursor of the page before"),
+        ("Tidemark-Email" = Option<String>, Header, description = "Only the one with exactly this e-mail address; case does not count. A header, since addresses of requests are written down on their way"),
+        ("Tidemark-After" = Option<String>, Header, description = "Wait until the view stands there"),
+    ),
+    responses(
+        (status = 200, body = AccountPage, headers(("Link" = String))), (status = 400, body = Problem),
+        (status = 401, body = Problem), (status = 403, body = Problem), (status = 409, body = Problem),
+        (status = 503, body = Problem),
+    )
+)]
+async fn list(
+    State(state): State<QueryState>,
+    actor: Actor,
+    after: After,
+    headers: HeaderMap,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    actor.require(&[])?;
+    let parameters = Parameters::read(query.as_deref(), &["role", "status", "limit", "cursor"])?;
+    let limit = parameters.limit()?;
+    let role = parameters.one_of("role", &Role::names())?;
+    let status = parameters.one_of("status", STATUSES)?;
+    let before: Option<Uuid> = parameters.cursor()?;
+    state.wait(after, &[View::Audit]).await?;
+    let one = match headers.get("tidemark-email") {
+        // Nobody has an id of zeros.
+        Some(email) => {
+            let email = std::str::from_utf8(email.as_bytes()).unwrap_or_default();
+            Some(state.owner_of(email).await?.unwrap_or_default())
+        }
+        None => None,
+    };
+    let sql = format!(
+        "SELECT h.number, a.id, a.status, a.role, a.verified, a.second_factor, a.registered_at, a.version \
+         FROM views.head h LEFT JOIN LATERAL (SELECT * FROM views.accounts_{} \
+         WHERE ($2::uuid IS NULL OR id < $2) AND ($3::text IS NULL OR role = $3) \
+           AND ($4::text IS NULL OR status = $4) AND ($5::uuid IS NULL OR id = $5) \
+         ORDER BY id DESC LIMIT $1) a ON true ORDER BY a.id DESC",
+        state.audit()?
+    );
+    let rows = state.audit_rows(&sql, arguments!(one_more(limit), before, role, status, one)?).await?;
+    let item = |row: &PgRow| {
+        Ok(AccountItem {
+            id: row.try_get(1)?,
+            status: row.try_get(2)?,
+            role: row.try_get(3)?,
+            email: None,
+            name: None,
+            verified: row.try_get(4)?,
+            second_factor: row.try_get(5)?,
+            registered_at: row.try_get(6)?,
+            version: row.try_get(7)?,
+        })
+    };
+    let mut items = items_of(&rows, limit, item)?;
+    state.add_names(&mut items).await?;
+    let next = items.last().filter(|_| rows.len() > limit).map(|item| parameters.cursor_after(item.id));
+    Ok(page("/v1/accounts", &parameters, next, |next_cursor| AccountPage { items, next_cursor }))
 }
 
 /// An account, to its owner and to the staff. Everybody else is told that there is none.
@@ -176,7 +277,7 @@ async fn keys(State(access): State<Access>) -> Response {
 }
 
 /// Kept by nobody on the way.
-fn private(body: &impl Serialize) -> Response {
+pub(crate) fn private(body: &impl Serialize) -> Response {
     let mut response = axum::Json(body).into_response();
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
@@ -209,13 +310,76 @@ impl QueryState {
         Ok((account, events))
     }
 
+    /// The account that an e-mail address belongs to. What is no address belongs to nobody.
+    async fn owner_of(&self, email: &str) -> Result<Option<Uuid>, Problem> {
+        let Ok(email) = Email::try_from(email.to_owned()) else { return Ok(None) };
+        let claim = self.0.vault.claim_of_email(&email.folded());
+        let events =
+            self.0.log.read_stream_back(claim, i64::MAX, 1).await.map_err(|error| log_away(&error))?;
+        Ok(decoded(&events)?.first().and_then(|fact| match fact {
+            Fact::Email(EmailEvent::EmailClaimed(claimed)) => Some(claimed.account_id),
+            _ => None,
+        }))
+    }
+
+    /// Reads the names and addresses of a page from the log, all at once, and opens them.
+    async fn add_names(&self, items: &mut [AccountItem]) -> Result<(), Problem> {
+        let ids: Vec<Uuid> =
+            items.iter().filter(|item| item.status != "erased").map(|item| item.id).collect();
+        let types = ["AccountRegistered", "ProfileUpdated"];
+        let events = self.0.log.read_newest(&ids, &types).await.map_err(|error| log_away(&error))?;
+        let mut facts = decoded(&events)?;
+        let of_all = events.iter().zip(&mut facts);
+        let mut texts: Vec<_> = of_all
+            .flat_map(|(event, fact)| {
+                fact.personal().into_iter().map(|(field, text)| (event.stream_id, field, text))
+            })
+            .collect();
+        self.unseal_page(&mut texts).await?;
+        // A profile that was written later than the registration says what the name is.
+        let mut told: Vec<_> = events.iter().zip(&facts).collect();
+        told.sort_by_key(|(event, _)| event.position);
+        for (event, fact) in told {
+            let Some(item) = items.iter_mut().find(|item| item.id == event.stream_id) else { continue };
+            match fact {
+                Fact::Account(AccountEvent::AccountRegistered(event)) => {
+                    item.email = text_of(Some(&event.email));
+                    item.name = text_of(event.name.as_ref());
+                }
+                Fact::Account(AccountEvent::ProfileUpdated(event)) => {
+                    item.name = text_of(event.name.as_ref())
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens what is personal on a page. What cannot be opened, for one key is lost, is missing on it; the rest is there.
+    pub(crate) async fn unseal_page(
+        &self,
+        texts: &mut [(Uuid, &'static str, &mut Personal)],
+    ) -> Result<(), Problem> {
+        let all = texts.iter_mut().map(|(subject, field, text)| (*subject, *field, &mut **text));
+        match self.0.vault.unseal_all(all).await {
+            Ok(()) => return Ok(()),
+            Err(error @ (VaultError::Database(_) | VaultError::Schema(_))) => return Err(keys_away(&error)),
+            Err(error) => tracing::error!(%error, "some personal data of a list cannot be opened"),
+        }
+        for (subject, field, text) in texts {
+            match self.0.vault.unseal(*subject, field, text).await {
+                Ok(clear) => text.open(clear),
+                Err(error @ VaultError::Database(_)) => return Err(keys_away(&error)),
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
     async fn unseal(&self, subject: Uuid, facts: &mut [Fact]) -> Result<(), Problem> {
         let texts = facts.iter_mut().flat_map(Fact::personal).map(|(field, text)| (subject, field, text));
         self.0.vault.unseal_all(texts).await.map_err(|error| match error {
-            VaultError::Database(_) | VaultError::Schema(_) => {
-                tracing::warn!(%error, "the keys of accounts cannot be read");
-                Problem::new(&problem::UNAVAILABLE, "accounts cannot be read now").with_retry_after(1)
-            }
+            VaultError::Database(_) | VaultError::Schema(_) => keys_away(&error),
             _ => {
                 tracing::error!(%error, account = %subject, "personal data cannot be opened");
                 Problem::new(&problem::INTERNAL, "personal data cannot be read")
@@ -232,7 +396,7 @@ impl QueryState {
         .fetch_all(self.0.log.pool())
         .await
         .map_err(|error| unavailable(&error))?;
-        let read = |row: &sqlx::postgres::PgRow| -> Result<SessionResource, sqlx::Error> {
+        let read = |row: &PgRow| -> Result<SessionResource, sqlx::Error> {
             Ok(SessionResource {
                 id: row.try_get(0)?,
                 started_at: row.try_get(1)?,
@@ -267,7 +431,7 @@ impl QueryState {
         );
         let arguments = arguments!(customer, EXPORTED_ORDERS)?;
         let (_, rows) = self.0.reads.rows(&self.0.standing, needed, &sql, arguments).await?;
-        let body = |row: &sqlx::postgres::PgRow| row.try_get::<Option<String>, _>(0).transpose();
+        let body = |row: &PgRow| row.try_get::<Option<String>, _>(0).transpose();
         rows.iter()
             .filter_map(body)
             .map(|body| {
@@ -334,15 +498,15 @@ fn address_of(personal: &Personal) -> Result<Box<RawValue>, Problem> {
     })
 }
 
+fn keys_away(error: &VaultError) -> Problem {
+    tracing::warn!(%error, "the keys of accounts cannot be read");
+    Problem::new(&problem::UNAVAILABLE, "accounts cannot be read now").with_retry_after(1)
+}
+
 fn decoded(events: &[RecordedEvent]) -> Result<Vec<Fact>, Problem> {
     let facts: Result<Vec<Fact>, _> = events.iter().map(RecordedEvent::decode).collect();
     facts.map_err(|error| {
         tracing::warn!(%error, "a stream of accounts cannot be read by this version");
         Problem::new(&problem::UNAVAILABLE, "the account was written by a newer version").with_retry_after(5)
     })
-}
-
-fn log_away(error: &LogError) -> Problem {
-    tracing::warn!(%error, "cannot read the log");
-    Problem::new(&problem::UNAVAILABLE, "accounts cannot be read now").with_retry_after(1)
 }

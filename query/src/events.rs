@@ -9,14 +9,14 @@ use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use tidemark_events::log::{Filter, Log, Page};
 use tidemark_events::ndjson;
-use tidemark_http::{Actor, Problem, Role, problem};
+use tidemark_http::{Actor, Problem, Role};
 use tokio::sync::mpsc;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use crate::QueryState;
 use crate::page::{Parameters, invalid};
+use crate::{QueryState, log_away};
 
 /// Events that are read at once.
 const BATCH: usize = 5_000;
@@ -59,13 +59,11 @@ async fn stream(
         categories: list("category").unwrap_or_default().into_iter().map(Into::into).collect(),
         event_types: list("type").unwrap_or_default(),
         stream_id: parameters.parse::<Uuid>("stream", "a UUID")?,
+        audited: false,
     };
     let follow = parameters.parse("follow", "true or false")?.unwrap_or(false);
     let log = state.0.log.clone();
-    let head = log.head().await.map_err(|error| {
-        tracing::warn!(%error, "cannot read the log");
-        Problem::new(&problem::UNAVAILABLE, "the log cannot be read now").with_retry_after(1)
-    })?;
+    let head = log.head().await.map_err(|error| log_away(&error))?;
     log.committed(head);
 
     // One batch is read while the one before is written and the one before that is sent; who reads slowly is

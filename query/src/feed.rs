@@ -37,16 +37,19 @@ pub enum View {
     Stock,
     /// The orders.
     Orders,
+    /// Who did what.
+    Audit,
 }
 
 impl View {
-    pub(crate) const COUNT: usize = 3;
+    pub(crate) const COUNT: usize = 4;
 
     fn of(name: &str) -> Option<Self> {
         match name {
             tidemark_views::PRODUCTS => Some(Self::Products),
             tidemark_views::STOCK => Some(Self::Stock),
             tidemark_views::ORDERS => Some(Self::Orders),
+            tidemark_views::AUDIT => Some(Self::Audit),
             _ => None,
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`products`], [`stock`], [`orders`], [`events`], [`accounts`] | routes |
+//! | [`products`], [`stock`], [`orders`], [`events`], [`accounts`], [`audit`] | routes |
 //! | [`cache`] | ready bodies, made invalid by the events |
 //! | [`bodies`] | one body, from wherever it is nearest |
 //! | [`tier`] | Redis |
@@ -15,6 +15,7 @@
 //! The service writes nothing but what it has read, into Redis.
 
 pub mod accounts;
+pub mod audit;
 pub mod bodies;
 pub mod cache;
 pub mod events;
@@ -31,7 +32,7 @@ pub mod tier;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidemark_events::log::Log;
+use tidemark_events::log::{Log, LogError};
 use tidemark_http::Access;
 use tidemark_http::problem::{self, Problem};
 use tidemark_vault::Vault;
@@ -156,6 +157,7 @@ fn stateless() -> OpenApiRouter<QueryState> {
         .merge(orders::routes())
         .merge(events::routes())
         .merge(accounts::routes())
+        .merge(audit::routes())
 }
 
 /// The values of a statement's parameters, in their order; they can be sent more than once.
@@ -170,6 +172,12 @@ macro_rules! arguments {
     }};
 }
 pub(crate) use arguments;
+
+/// The log's errors, as clients see them.
+pub(crate) fn log_away(error: &LogError) -> Problem {
+    tracing::warn!(%error, "cannot read the log");
+    Problem::new(&problem::UNAVAILABLE, "the log cannot be read now").with_retry_after(1)
+}
 
 /// The database's errors, as clients see them.
 pub(crate) fn unavailable(error: &sqlx::Error) -> Problem {

@@ -14,12 +14,13 @@ use uuid::Uuid;
 
 use crate::cache::{Key, Ready};
 use crate::feed::View;
-use crate::page::{Parameters, invalid};
+use crate::page::Parameters;
 use crate::position::After;
 use crate::reply::{self, IfNoneMatch, Kept};
 use crate::{QueryState, arguments, unavailable};
 
-const STATUSES: &[&str] = &["placed", "shipped", "delivered", "cancelled"];
+/// How orders stand, as they are listed by it.
+pub const STATUSES: &[&str] = &["placed", "shipped", "delivered", "cancelled"];
 
 pub(crate) fn routes() -> OpenApiRouter<QueryState> {
     OpenApiRouter::new().routes(routes!(one)).routes(routes!(list))
@@ -104,12 +105,7 @@ async fn list(
     let known = ["status", "customer_id", "limit", "cursor", "fields"];
     let parameters = Parameters::read(query.as_deref(), &known)?;
     let limit = parameters.limit()?;
-    let status = parameters.get("status");
-    if let Some(status) = status
-        && !STATUSES.contains(&status)
-    {
-        return Err(invalid("status", format!("must be one of {}", STATUSES.join(", "))));
-    }
+    let status = parameters.one_of("status", STATUSES)?;
     let named: Option<Uuid> = parameters.parse("customer_id", "a UUID")?;
     let customer = match actor.role {
         Role::Customer if named.is_some_and(|named| named != actor.subject) => {

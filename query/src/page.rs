@@ -63,6 +63,16 @@ impl Parameters {
             .transpose()
     }
 
+    /// A parameter that is one of some words.
+    pub(crate) fn one_of(&self, name: &str, words: &[&str]) -> Result<Option<&str>, Problem> {
+        match self.get(name) {
+            Some(word) if !words.contains(&word) => {
+                Err(invalid(name, format!("must be one of {}", words.join(", "))))
+            }
+            word => Ok(word),
+        }
+    }
+
     /// How many items a page has.
     pub(crate) fn limit(&self) -> Result<usize, Problem> {
         let limit = self.parse("limit", "a number")?.unwrap_or(DEFAULT_LIMIT);

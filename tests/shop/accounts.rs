@@ -7,20 +7,20 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::{Answer, Shop, token, until};
+use crate::harness::{Answer, Postgres, Shop, token, until};
 
-const PASSWORD: &str = "correct horse battery staple";
+pub(crate) const PASSWORD: &str = "correct horse battery staple";
 const ADMIN: &str = "0190b6a2-8c5e-7c11-b0de-1f0e9a7b0cad";
 
-async fn post(shop: &Shop, path: &str, token: Option<&str>, body: Value) -> Answer {
+pub(crate) async fn post(shop: &Shop, path: &str, token: Option<&str>, body: Value) -> Answer {
     shop.send(Method::POST, path, token, &[], Some(body)).await.unwrap()
 }
 
-async fn put(shop: &Shop, path: &str, token: &str, body: Value) -> Answer {
+pub(crate) async fn put(shop: &Shop, path: &str, token: &str, body: Value) -> Answer {
     shop.send(Method::PUT, path, Some(token), &[], Some(body)).await.unwrap()
 }
 
-async fn delete(shop: &Shop, path: &str, token: &str) -> Answer {
+pub(crate) async fn delete(shop: &Shop, path: &str, token: &str) -> Answer {
     shop.send(Method::DELETE, path, Some(token), &[], None).await.unwrap()
 }
 
@@ -55,7 +55,7 @@ fn mails(shop: &Shop, to: &str) -> Vec<(String, String)> {
 }
 
 /// The token of the newest mail to an address with a subject.
-async fn mailed(shop: &Shop, to: &str, subject: &str, count: usize) -> String {
+pub(crate) async fn mailed(shop: &Shop, to: &str, subject: &str, count: usize) -> String {
     until("the mail comes", async || {
         let mails: Vec<_> = mails(shop, to).into_iter().filter(|(is, _)| is == subject).collect();
         let (_, body) = mails.get(count - 1)?;
@@ -67,7 +67,7 @@ async fn mailed(shop: &Shop, to: &str, subject: &str, count: usize) -> String {
 const VERIFY: &str = "Please verify your e-mail address";
 const RESET: &str = "Set a new password";
 
-async fn register(shop: &Shop, email: &str) {
+pub(crate) async fn register(shop: &Shop, email: &str) {
     let body = json!({ "email": email, "password": PASSWORD, "name": "Ada Lovelace" });
     let told = post(shop, "/v1/accounts", None, body).await;
     assert_eq!(told.status, 202, "{}", told.text);
@@ -81,12 +81,12 @@ pub(crate) async fn verify(shop: &Shop, email: &str) {
     assert_eq!(verified.status, 204, "{}", verified.text);
 }
 
-async fn log_in(shop: &Shop, email: &str, password: &str) -> Answer {
+pub(crate) async fn log_in(shop: &Shop, email: &str, password: &str) -> Answer {
     post(shop, "/v1/sessions", None, json!({ "email": email, "password": password })).await
 }
 
 /// Logs in and says the account's id and its tokens.
-async fn session(shop: &Shop, email: &str) -> (String, String, String) {
+pub(crate) async fn session(shop: &Shop, email: &str) -> (String, String, String) {
     let answer = log_in(shop, email, PASSWORD).await;
     assert_eq!(answer.status, 201, "{}", answer.text);
     let text = |name: &str| answer.body[name].as_str().unwrap().to_owned();
@@ -161,6 +161,26 @@ async fn somebody_registers_verifies_logs_in_orders_and_reads_it_all_back() {
 }
 
 #[tokio::test]
+async fn a_new_shop_has_no_account_and_no_password_that_anybody_knows() {
+    let shop = Shop::open().await;
+    let pool = shop.pool().await;
+    let there: (i64, i64, i64) = sqlx::query_as(
+        "SELECT (SELECT count(*) FROM log.events), (SELECT count(*) FROM accounts.credentials), \
+         (SELECT count(*) FROM accounts.sessions)",
+    )
+    .fetch_one(&pool)
+    .await
+    .unwrap();
+    assert_eq!(there, (0, 0, 0));
+    for name in ["admin", "root", "staff", "tidemark"] {
+        for password in [name, "admin", "password", "changeme"] {
+            let answer = log_in(&shop, &format!("{name}@localhost.localdomain"), password).await;
+            assert_eq!(answer.status, 401, "{name}: {}", answer.text);
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_address_belongs_to_one_account_and_nobody_else_learns_of_it() {
     let shop = Shop::open().await;
     register(&shop, "first@example.org").await;
@@ -208,19 +228,34 @@ async fn an_address_belongs_to_one_account_and_nobody_else_learns_of_it() {
 
 #[tokio::test]
 async fn a_wrong_password_and_an_unknown_address_have_one_answer() {
-    let shop = Shop::open().await;
+    let postgres = Postgres::shared().await;
+    let url = postgres.database().await;
+    let list = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(list.path(), "Seventeen Stolen Umbrellas\n").unwrap();
+    let list = list.path().to_str().unwrap();
+    let settings = [("DATABASE_URL", url.as_str()), ("TIDEMARK_REFUSED_PASSWORDS", list)];
+    let shop = Shop::part("up", &url, &settings).await;
     register(&shop, "known@example.org").await;
     let wrong = log_in(&shop, "known@example.org", "not the right password").await;
     let unknown = log_in(&shop, "unknown@example.org", "not the right password").await;
     assert_eq!((wrong.status, wrong.problem()), (401, "login-refused"));
+    // An account that may not be used has the same answer, to the right password, too.
+    register(&shop, "left@example.org").await;
+    let (id, ..) = session(&shop, "left@example.org").await;
+    let path = format!("/v1/accounts/{id}/deactivation");
+    assert_eq!(post(&shop, &path, Some(&shop.staff), json!({ "reason": "left" })).await.status, 204);
+    let deactivated = log_in(&shop, "left@example.org", PASSWORD).await;
     let same = |answer: &Answer| {
         let mut body = answer.body.clone();
         body["instance"] = Value::Null;
-        let headers: Vec<_> = answer.headers.keys().map(|name| name.as_str().to_owned()).collect();
-        (answer.status, body, headers)
+        let told = answer.headers.iter().filter(|(name, _)| *name != "date");
+        let headers: Vec<_> =
+            told.map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned())).collect();
+        (answer.status, body, headers, answer.text.len())
     };
     assert_eq!(same(&wrong), same(&unknown));
-    for weak in ["password1234", "aaaaaaaaaaaaaa", "known@example.org"] {
+    assert_eq!(same(&wrong), same(&deactivated));
+    for weak in ["password1234", "aaaaaaaaaaaaaa", "known@example.org", "seventeen stolen umbrellas"] {
         let refused =
             post(&shop, "/v1/accounts", None, json!({ "email": "known@example.org", "password": weak }))
                 .await;
@@ -239,6 +274,51 @@ async fn a_wrong_password_and_an_unknown_address_have_one_answer() {
         (failed == 1).then_some(())
     })
     .await;
+}
+
+/// How long log-ins of one kind took, in the middle of them all.
+fn median(mut times: Vec<Duration>) -> f64 {
+    times.sort_unstable();
+    times[times.len() / 2].as_secs_f64()
+}
+
+#[tokio::test]
+async fn a_wrong_password_and_an_unknown_address_take_one_time() {
+    /// Log-ins of each kind in a round, and rounds, of which one must pass: the machine has other work, too.
+    const EACH: usize = 150;
+    const ROUNDS: usize = 3;
+    /// How far the medians may lie apart.
+    const APART: f64 = 0.1;
+    let shop = Shop::open().await;
+    register(&shop, "known@example.org").await;
+    let mut random = crate::inputs::Random(11);
+    let mut measured = Vec::new();
+    for round in 0..ROUNDS {
+        let (mut known, mut unknown) = (Vec::new(), Vec::new());
+        while known.len() < EACH || unknown.len() < EACH {
+            // In no order: what one leaves to do is not always done in the time of the other.
+            let is_known = unknown.len() == EACH || (known.len() < EACH && random.below(2) == 0);
+            let nobody = format!("nobody-{round}-{}@example.org", unknown.len());
+            let email = if is_known { "known@example.org" } else { &nobody };
+            let begun = Instant::now();
+            let answer = log_in(&shop, email, "not the right password").await;
+            let took = begun.elapsed();
+            assert_eq!(answer.status, 401);
+            if is_known {
+                known.push(took)
+            } else {
+                unknown.push(took)
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let (known, unknown) = (median(known), median(unknown));
+        measured.push((known, unknown));
+        if (known - unknown).abs() < APART * known.min(unknown) {
+            eprintln!("log-ins: known {:.2} ms, unknown {:.2} ms", known * 1e3, unknown * 1e3);
+            return;
+        }
+    }
+    panic!("known and unknown addresses can be told apart by their time, in seconds: {measured:?}");
 }
 
 #[tokio::test]
@@ -397,7 +477,7 @@ async fn roles_are_given_by_admins_and_bring_new_tokens() {
 }
 
 /// Six digits of RFC 6238, made here.
-fn code(secret: &str, at: i64) -> String {
+pub(crate) fn code(secret: &str, at: i64) -> String {
     use aws_lc_rs::hmac;
     const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
     let mut bits = 0_u64;
@@ -636,7 +716,7 @@ fn delivered(maildir: &std::path::Path, to: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn mails_go_out_over_smtp_and_wait_while_the_server_is_away() {
-    let postgres = crate::harness::Postgres::shared().await;
+    let postgres = Postgres::shared().await;
     let url = postgres.database().await;
     let (folder, port) = (crate::harness::folder(), crate::harness::free_port());
     let maildir = folder.path().join("mails");

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::api::{Operation, operations};
-use crate::harness::{Answer, CUSTOMER, Shop, token};
+use crate::harness::{Answer, CUSTOMER, Shop, token, until};
 
 /// Who asks, in the order of the table's columns.
 const ACTORS: [&str; 7] = ["anonymous", "owner", "other customer", "staff", "analyst", "operator", "admin"];
@@ -65,6 +65,10 @@ const TABLE: &[Row] = &[
     Row("POST /v1/orders/{id}/shipment", "", Object::Placed, [401, 403, 403, 200, 403, 403, 200]),
     Row("POST /v1/orders/{id}/delivery", "", Object::Shipped, [401, 403, 403, 200, 403, 403, 200]),
     Row("GET /v1/events", "?to=1", Object::Nothing, [401, 403, 403, 403, 200, 403, 200]),
+    Row("GET /v1/audit", "", Object::Nothing, [401, 403, 403, 403, 403, 403, 200]),
+    Row("GET /v1/audit", "?resource={owner}", Object::Nothing, [401, 403, 403, 403, 403, 403, 200]),
+    Row("GET /v1/security-events", "", Object::Nothing, [401, 403, 403, 403, 403, 403, 200]),
+    Row("GET /v1/accounts", "", Object::Nothing, [401, 403, 403, 403, 403, 403, 200]),
     Row("GET /.well-known/jwks.json", "", Object::Nothing, [200; 7]),
     Row("POST /v1/accounts", "", Object::Nothing, [202; 7]),
     Row("POST /v1/accounts/email-verifications", "", Object::Nothing, [410; 7]),
@@ -421,4 +425,63 @@ async fn nobody_gets_in_by_another_method_or_by_saying_who_they_are() {
         .unwrap();
     assert_eq!((answer.status, answer.problem()), (405, "method-not-allowed"));
     assert_eq!(walk.head().await, before, "nothing was done");
+}
+
+#[tokio::test]
+async fn reading_writes_nothing() {
+    let walk = Walk::begin().await;
+    let id = walk.object(Object::Placed, OWNER).await;
+    let counts = async || {
+        let sql = "SELECT (SELECT position FROM log.head), (SELECT count(*) FROM accounts.sessions), \
+                   (SELECT count(*) FROM accounts.refresh_tokens), (SELECT count(*) FROM accounts.mails), \
+                   (SELECT count(*) FROM vault.keys), (SELECT count(*) FROM log.answers)";
+        let row: (i64, i64, i64, i64, i64, i64) = sqlx::query_as(sql).fetch_one(&walk.head).await.unwrap();
+        row
+    };
+    // What mails are still to be written is asked for by now.
+    until("the accounts' mails are written", async || (counts().await.3 >= 2).then_some(())).await;
+    let before = counts().await;
+    let mut tried = 0;
+    for operation in operations(&walk.shop).await.iter().filter(|operation| operation.method == "GET") {
+        for id in [&id, &walk.accounts[0], &walk.lamp] {
+            let path = operation.path_with(id).replace("follow=true", "follow=false");
+            for actor in 0..ACTORS.len() {
+                for method in [Method::GET, Method::HEAD, Method::OPTIONS] {
+                    walk.ask(actor, method, &path, None).await;
+                    tried += 1;
+                }
+            }
+        }
+    }
+    assert!(tried > 200, "{tried}");
+    assert_eq!(counts().await, before);
+}
+
+#[tokio::test]
+async fn no_address_holds_a_secret() {
+    let shop = Shop::open().await;
+    let document = shop.get("/openapi.json", None, &[]).await.body;
+    let mut parameters = 0;
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            for parameter in operation["parameters"].as_array().into_iter().flatten() {
+                if parameter["in"] == "header" {
+                    continue;
+                }
+                let name = parameter["name"].as_str().unwrap().to_lowercase();
+                for secret in
+                    ["token", "password", "secret", "email", "phone", "name", "code", "session", "key"]
+                {
+                    assert!(!name.contains(secret), "{method} {path}: {name}");
+                }
+                parameters += 1;
+            }
+        }
+    }
+    assert!(parameters > 20, "{parameters}");
+    // And a token that is put there all the same is none.
+    for name in ["access_token", "token", "authorization"] {
+        let answer = shop.get(&format!("/v1/orders?{name}={}", shop.staff), None, &[]).await;
+        assert!([400, 401].contains(&answer.status), "{name}: {}", answer.text);
+    }
 }

@@ -1,6 +1,6 @@
 //! An Apache Kafka of the tests' own, one broker that is its own controller.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -74,6 +74,10 @@ impl Broker {
             server.kill().ok();
             server.wait().ok();
         }
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     pub(crate) fn address(&self) -> String {

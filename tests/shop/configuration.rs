@@ -80,7 +80,19 @@ async fn what_is_wrong_is_named_with_what_is_expected() {
             "projector",
             vec![listen, LOG, VIEWS, ("TIDEMARK_PROJECTIONS", "orders,planets")],
             "TIDEMARK_PROJECTIONS",
-            "there are products, stock, orders",
+            "there are products, stock, orders, audit",
+        ),
+        (
+            "projector",
+            vec![listen, LOG, VIEWS, ("TIDEMARK_SECURITY_EVENTS_RETENTION", "59m")],
+            "TIDEMARK_SECURITY_EVENTS_RETENTION",
+            "1h to 3650d",
+        ),
+        (
+            "command",
+            vec![listen, LOG, data, ("TIDEMARK_REFUSED_PASSWORDS", "/nowhere/passwords")],
+            "TIDEMARK_REFUSED_PASSWORDS",
+            "/nowhere/passwords cannot be read",
         ),
         ("token --role staff", vec![data, no_secret], "TIDEMARK_TOKEN_SECRET", "at least 32 bytes"),
         (

@@ -226,21 +226,25 @@ async fn an_answer_that_nobody_takes_is_not_kept() {
 }
 
 /// What every answer brings.
-const HEADERS: [(&str, &str); 7] = [
+const HEADERS: [(&str, &str); 4] = [
     ("x-content-type-options", "nosniff"),
-    ("x-frame-options", "DENY"),
     ("referrer-policy", "no-referrer"),
-    ("permissions-policy", "camera=(), geolocation=(), microphone=()"),
     ("cross-origin-resource-policy", "same-origin"),
-    ("cross-origin-opener-policy", "same-origin"),
     ("cache-control", ""),
+];
+
+/// What every page brings, too.
+const OF_PAGES: [(&str, &str); 3] = [
+    ("x-frame-options", "DENY"),
+    ("permissions-policy", "camera=(), geolocation=(), microphone=()"),
+    ("cross-origin-opener-policy", "same-origin"),
 ];
 
 #[tokio::test]
 async fn every_answer_tells_browsers_to_be_careful() {
     let (shop, _postgres) = shop(&[("TIDEMARK_PUBLIC_URL", "https://shop.example")]).await;
     let lamp = shop.product("LAMP", 1).await;
-    let mut seen = std::collections::BTreeSet::new();
+    let (mut seen, mut pages) = (std::collections::BTreeSet::new(), 0);
     for (method, path) in [
         ("GET", "/v1/products"),
         ("GET", &format!("/v1/products/{lamp}")),
@@ -253,6 +257,8 @@ async fn every_answer_tells_browsers_to_be_careful() {
         ("HEAD", "/v1/products"),
         ("GET", "/docs/"),
         ("GET", "/docs/swagger-ui.css"),
+        ("GET", "/docs/swagger-ui-bundle.js"),
+        ("GET", "/docs/swagger-initializer.js"),
         ("GET", "/openapi.json"),
         ("GET", "/metrics"),
         ("GET", "/livez"),
@@ -265,13 +271,19 @@ async fn every_answer_tells_browsers_to_be_careful() {
             .unwrap();
         seen.insert(answer.status);
         assert!(!(300..400).contains(&answer.status), "{method} {path} redirects");
-        for (name, value) in HEADERS {
+        let is_page = answer.header("content-type").starts_with("text/html");
+        pages += usize::from(is_page);
+        for (name, value) in HEADERS.into_iter().chain(OF_PAGES.into_iter().filter(|_| is_page)) {
             let told = answer.header(name);
             assert!(
                 !told.is_empty() && (value.is_empty() || told == value),
                 "{method} {path}: {name}: {told}"
             );
         }
+        assert_eq!(answer.header("set-cookie"), "", "{method} {path}: nothing is kept in a browser");
+        let kind = answer.header("content-type");
+        assert!(answer.text.is_empty() || !kind.is_empty(), "{method} {path} does not say what it is");
+        assert!(!kind.starts_with("text/") || kind.contains("charset=utf-8"), "{method} {path}: {kind}");
         let policy = answer.header("content-security-policy");
         assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"), "{path}");
         assert!(!policy.contains("unsafe"), "{path}: {policy}");
@@ -282,6 +294,7 @@ async fn every_answer_tells_browsers_to_be_careful() {
         );
     }
     assert!(seen.is_superset(&[200, 400, 401, 404, 405].into()), "{seen:?}");
+    assert!(pages > 0, "no page among them");
     // What stands before the routes is documented at each of them.
     let document = shop.get("/openapi.json", None, &[]).await.body;
     for (path, item) in document["paths"].as_object().unwrap() {

@@ -10,9 +10,11 @@ use serde_json::{Value, json};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 use tempfile::TempDir;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::sync::Mutex;
 use uuid::Uuid;
+
+use crate::run::{self, Program};
 
 /// A directory that the user who runs PostgreSQL can reach, too.
 pub(crate) fn folder() -> TempDir {
@@ -94,7 +96,7 @@ impl Postgres {
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(run::words("postgres").1)
             .spawn()
             .unwrap()
     }
@@ -102,8 +104,15 @@ impl Postgres {
     /// kill -9 of the server and all its processes.
     pub(crate) fn kill(&self) {
         if let Some(mut server) = self.server.lock().unwrap().take() {
+            // A backend is the leader of a group of its own, and would otherwise end what it has in hand.
+            let found =
+                std::process::Command::new("pgrep").args(["-P", &server.id().to_string()]).output().unwrap();
             let group = rustix::process::Pid::from_raw(server.id().try_into().unwrap()).unwrap();
             rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
+            for backend in String::from_utf8(found.stdout).unwrap().lines() {
+                let backend = rustix::process::Pid::from_raw(backend.parse().unwrap()).unwrap();
+                rustix::process::kill_process(backend, rustix::process::Signal::KILL).ok();
+            }
             server.wait().unwrap();
         }
     }
@@ -188,7 +197,20 @@ pub(crate) struct Shop {
     pub(crate) client: reqwest::Client,
     pub(crate) staff: String,
     pub(crate) customer: String,
+    /// What it says.
+    pub(crate) words: PathBuf,
     _postgres: Option<Arc<Postgres>>,
+}
+
+impl Drop for Shop {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let words = std::fs::read_to_string(&self.words).unwrap_or_default();
+            let last = words.lines().rev().take(40).collect::<Vec<_>>();
+            eprintln!("{}:", self.words.display());
+            last.iter().rev().for_each(|line| eprintln!("{line}"));
+        }
+    }
 }
 
 pub(crate) const CUSTOMER: &str = "0190b6a2-8c5e-7c11-b0de-1f0e9a7b0c01";
@@ -202,24 +224,25 @@ pub(crate) fn free_port() -> u16 {
 }
 
 /// `tidemark` with the tests' secret.
-pub(crate) fn tidemark() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tidemark"));
-    command
+pub(crate) fn tidemark() -> Program {
+    run::secret(SECRET);
+    run::secret(MASTER_KEY);
+    let mut program = Program::new(env!("CARGO_BIN_EXE_tidemark"));
+    program
         .env_remove("DATABASE_URL")
         .env("TIDEMARK_TOKEN_SECRET", SECRET)
         .env("TIDEMARK_MASTER_KEY", MASTER_KEY)
         // All tests come from one address; those that are about limits set their own.
         .env("TIDEMARK_LIMITS", "reads=off,commands=off,account=off,log-in=off,recovery=off")
-        .env("TIDEMARK_LOG", "warn")
-        .kill_on_drop(true);
-    command
+        .env("TIDEMARK_LOG", "warn");
+    program
 }
 
 /// `tidemark` with the EdDSA key under its data directory.
-pub(crate) fn tidemark_with_key() -> Command {
-    let mut command = tidemark();
-    command.env_remove("TIDEMARK_TOKEN_SECRET");
-    command
+pub(crate) fn tidemark_with_key() -> Program {
+    let mut program = tidemark();
+    program.env_remove("TIDEMARK_TOKEN_SECRET");
+    program
 }
 
 /// A token of a role, for a subject.
@@ -228,11 +251,13 @@ pub(crate) async fn token(role: &str, subject: &str) -> String {
 }
 
 /// The same, by the key that the program is told of.
-pub(crate) async fn issued(mut program: Command, data: &Path, role: &str, subject: &str) -> String {
+pub(crate) async fn issued(mut program: Program, data: &Path, role: &str, subject: &str) -> String {
     program.args(["token", "--role", role, "--subject", subject, "--data-dir"]).arg(data);
     let output = program.output().await.unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    let token = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+    run::secret(&token);
+    token
 }
 
 impl Shop {
@@ -277,17 +302,17 @@ impl Shop {
     }
 
     async fn launch_by(
-        program: fn() -> Command,
+        program: fn() -> Program,
         name: &str,
         url: &str,
         data: Arc<TempDir>,
         settings: &[(&str, &str)],
     ) -> Self {
         let port = free_port();
-        let process = program()
+        let (process, words) = program()
             .args([name, "--listen", &format!("127.0.0.1:{port}")])
             .envs(settings.iter().copied())
-            .spawn()
+            .spawn_with_words()
             .unwrap();
         let mut shop = Self {
             base: format!("http://127.0.0.1:{port}"),
@@ -297,6 +322,7 @@ impl Shop {
             client: reqwest::Client::builder().timeout(Duration::from_secs(30)).build().unwrap(),
             staff: String::new(),
             customer: String::new(),
+            words,
             _postgres: None,
         };
         shop.ready().await;
@@ -319,6 +345,12 @@ impl Shop {
         PgPoolOptions::new().max_connections(3).connect(&self.url).await.unwrap()
     }
 
+    /// The same, its data in another directory that it was told of.
+    pub(crate) fn with_data(mut self, data: TempDir) -> Self {
+        self.data = Arc::new(data);
+        self
+    }
+
     pub(crate) fn pid(&self) -> i32 {
         self.process.id().unwrap().try_into().unwrap()
     }
@@ -333,18 +365,25 @@ impl Shop {
     ) -> reqwest::Result<Answer> {
         let mut request = self.client.request(method, format!("{}{path}", self.base));
         if let Some(token) = token {
+            run::secret(token);
             request = request.bearer_auth(token);
         }
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         if let Some(body) = body {
+            run::secrets_in(&body);
             request = request.json(&body);
         }
         let response = request.send().await?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let text = response.text().await?;
-        Ok(Answer { status, headers, body: serde_json::from_str(&text).unwrap_or(Value::Null), text })
+        let body = serde_json::from_str(&text).unwrap_or(Value::Null);
+        // Whole replays hold no secrets, and would take long.
+        if path.starts_with("/v1/accounts") || path.starts_with("/v1/sessions") {
+            run::secrets_in(&body);
+        }
+        Ok(Answer { status, headers, body, text })
     }
 
     pub(crate) async fn get(&self, path: &str, token: Option<&str>, headers: &[(&str, &str)]) -> Answer {

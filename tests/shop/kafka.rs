@@ -16,7 +16,7 @@ use crate::broker::Broker;
 use crate::harness::{Postgres, Shop, audit, until};
 use crate::servers::Redis;
 
-const TOPIC: &str = "tidemark";
+pub(crate) const TOPIC: &str = "tidemark";
 
 fn signal(shop: &Shop, signal: Signal) {
     kill_process(Pid::from_raw(shop.pid()).unwrap(), signal).unwrap();
@@ -69,14 +69,18 @@ async fn topic_is_the_log(broker: &Broker, pool: &PgPool) {
 }
 
 /// The rows of all live views, as text.
-async fn rows(pool: &PgPool) -> BTreeMap<String, Vec<String>> {
+pub(crate) async fn rows(pool: &PgPool) -> BTreeMap<String, Vec<String>> {
     let live: Vec<(String, i32)> =
         sqlx::query_as("SELECT name, instance FROM views.projections WHERE state = 'live'")
             .fetch_all(pool)
             .await
             .unwrap();
     let mut all = BTreeMap::new();
-    for (name, instance) in live {
+    let with_audit = live.iter().filter(|(name, _)| name == "audit").map(|(_, instance)| *instance);
+    let with_audit: Vec<_> = with_audit
+        .flat_map(|instance| ["security_events", "accounts"].map(|table| (table.to_owned(), instance)))
+        .collect();
+    for (name, instance) in live.into_iter().chain(with_audit) {
         let rows = sqlx::query_scalar(AssertSqlSafe(format!(
             "SELECT t::text FROM views.{name}_{instance} t ORDER BY 1"
         )))
@@ -88,11 +92,11 @@ async fn rows(pool: &PgPool) -> BTreeMap<String, Vec<String>> {
     all
 }
 
-async fn stands_at(pool: &PgPool, position: i64) {
+pub(crate) async fn stands_at(pool: &PgPool, position: i64) {
     until("the views catch up", async || {
         let at: Option<i64> = sqlx::query_scalar(
             "SELECT min(position) FROM views.checkpoints JOIN views.projections USING (name, instance) \
-             WHERE state = 'live' HAVING count(DISTINCT name) = 3",
+             WHERE state = 'live' HAVING count(DISTINCT name) = 4",
         )
         .fetch_optional(pool)
         .await
@@ -103,7 +107,7 @@ async fn stands_at(pool: &PgPool, position: i64) {
 }
 
 /// Both stand there, and hold the same.
-async fn same_at(position: i64, one: &PgPool, other: &PgPool) {
+pub(crate) async fn same_at(position: i64, one: &PgPool, other: &PgPool) {
     stands_at(one, position).await;
     stands_at(other, position).await;
     assert_eq!(rows(one).await, rows(other).await);
@@ -190,12 +194,16 @@ async fn a_log_that_lost_its_end_is_published_anew_from_the_fork_and_views_beyon
     let settings = [("TIDEMARK_VIEWS_URL", views.as_str()), ("TIDEMARK_REDIS_URL", tier.as_str())];
     let from_kafka = [&settings[..], &[("TIDEMARK_KAFKA_BROKERS", address.as_str())]].concat();
     let _projector = Shop::part("projector", &url, &from_kafka).await;
+    // Another one reads the log alone.
+    let views_of_log = elsewhere.database().await;
+    let _follower = Shop::part("projector", &url, &[("TIDEMARK_VIEWS_URL", &views_of_log)]).await;
     let query = Shop::part("query", &url, &[&settings[..], &[("TIDEMARK_CACHE_MIB", "0")]].concat()).await;
     let pool_views = sqlx::PgPool::connect(&views).await.unwrap();
+    let pool_of_log = sqlx::PgPool::connect(&views_of_log).await.unwrap();
     let product = service.product("E", 100).await;
     let kept = service.order(&product, 1, "kept").await.unwrap();
     let fork = kept.body["position"].as_i64().unwrap();
-    stands_at(&pool_views, fork).await;
+    same_at(fork, &pool_views, &pool_of_log).await;
     postgres.kill();
     postgres.copy_as_replica();
     postgres.launch().await;
@@ -208,7 +216,7 @@ async fn a_log_that_lost_its_end_is_published_anew_from_the_fork_and_views_beyon
         beyond = lost.body["position"].as_i64().unwrap();
         gone = lost.body["id"].as_str().unwrap().to_owned();
     }
-    stands_at(&pool_views, beyond).await;
+    same_at(beyond, &pool_views, &pool_of_log).await;
     let own = query.customer.clone();
     assert_eq!(query.get(&format!("/v1/orders/{gone}"), Some(&own), &[]).await.status, 200);
     let shown = rows(&pool_views).await;
@@ -256,18 +264,18 @@ async fn a_log_that_lost_its_end_is_published_anew_from_the_fork_and_views_beyon
         last = more.header("tidemark-position").to_owned();
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!(rows(&pool_views).await, shown);
-    let epochs: Vec<i32> = sqlx::query_scalar("SELECT DISTINCT epoch FROM views.checkpoints")
-        .fetch_all(&pool_views)
-        .await
-        .unwrap();
-    assert_eq!(epochs, [1]);
+    for pool in [&pool_views, &pool_of_log] {
+        assert_eq!(rows(pool).await, shown);
+        let epochs: Vec<i32> =
+            sqlx::query_scalar("SELECT DISTINCT epoch FROM views.checkpoints").fetch_all(pool).await.unwrap();
+        assert_eq!(epochs, [1]);
+    }
     let path = format!("/v1/products/{product}");
     assert_eq!(query.get(&path, None, &[("Tidemark-After", &last)]).await.problem(), "view-behind");
 
     // Built anew, they hold the new epoch alone, and so does what comes from Redis.
     let before = redis.generation().await;
-    for name in ["products", "stock", "orders"] {
+    for name in ["products", "stock", "orders", "audit"] {
         let rebuilt = crate::harness::tidemark()
             .args(["rebuild", name])
             .envs([("TIDEMARK_LOG_URL", &url), ("TIDEMARK_VIEWS_URL", &views)])
@@ -337,6 +345,19 @@ async fn views_from_the_topic_are_those_from_the_log() {
             projectors[0] = Shop::part("projector", &url, &settings).await;
         }
     }
+    // Accounts and what happens to them are in views, too.
+    let mut body = serde_json::json!({ "email": "topic@example.org", "password": "a long passphrase 88" });
+    let told = service.send(reqwest::Method::POST, "/v1/accounts", None, &[], Some(body.clone())).await;
+    assert_eq!(told.unwrap().status, 202);
+    body["password"] = "a wrong passphrase 99".into();
+    let refused = service.send(reqwest::Method::POST, "/v1/sessions", None, &[], Some(body)).await;
+    assert_eq!(refused.unwrap().status, 401);
+    until("the failure is in the log", async || {
+        let failed = events(&service.pool().await).await;
+        failed.iter().any(|event| event.event_type == "LoginFailed").then_some(())
+    })
+    .await;
+
     // What was written is read, through other processes.
     let (id, position) = last.split_once(' ').unwrap();
     let read = until("the order is read as it was left", async || {
@@ -351,6 +372,10 @@ async fn views_from_the_topic_are_those_from_the_log() {
     let pool_other = sqlx::PgPool::connect(&other).await.unwrap();
     let head: i64 = sqlx::query_scalar("SELECT position FROM log.head").fetch_one(&pool).await.unwrap();
     same_at(head, &pool, &pool_other).await;
+    let filled = rows(&pool).await;
+    for table in ["audit", "security_events", "accounts"] {
+        assert!(!filled[table].is_empty(), "{table}");
+    }
     audit(&pool).await;
     signal(&projectors[0], Signal::CONT);
     tokio::time::sleep(Duration::from_millis(700)).await;
@@ -369,7 +394,11 @@ async fn views_from_the_topic_are_those_from_the_log() {
             BaseRecord::<str, str>::to(TOPIC)
                 .partition(partition_of(past.partition_key).into())
                 .payload(&*past.payload)
-                .headers(tidemark_kafka::record::headers(1, &past)),
+                .headers(tidemark_kafka::record::headers(
+                    1,
+                    &past,
+                    &mut tidemark_kafka::record::Time::default(),
+                )),
         )
         .unwrap();
     producer.flush(Duration::from_secs(10)).unwrap();
@@ -397,22 +426,26 @@ async fn views_from_the_topic_are_those_from_the_log() {
     let _late = Shop::part("projector", &url, &settings).await;
     let pool_late = sqlx::PgPool::connect(&late).await.unwrap();
     same_at(position, &pool_late, &pool_other).await;
-    let from_log: i64 =
-        sqlx::query_scalar("SELECT count(*) FROM views.checkpoints WHERE source_offset IS NULL")
-            .fetch_one(&pool_late)
-            .await
-            .unwrap();
-    assert_eq!(from_log, 0, "every partition of every view came from the topic");
+    let from_log: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM views.checkpoints WHERE (source_offset IS NULL) <> (name = 'audit')",
+    )
+    .fetch_one(&pool_late)
+    .await
+    .unwrap();
+    assert_eq!(
+        from_log, 0,
+        "every partition of every view came from the topic, and only the audit from the log"
+    );
 
     // Built anew from the log, it goes on with the topic.
     let rebuilt = crate::harness::tidemark()
         .args(["rebuild", "orders"])
         .env("TIDEMARK_LOG_URL", &url)
         .env("TIDEMARK_VIEWS_URL", &late)
-        .status()
+        .output()
         .await
         .unwrap();
-    assert!(rebuilt.success());
+    assert!(rebuilt.status.success());
     let position = one_more(&service, &products[0], "after the rebuild").await;
     same_at(position, &pool_late, &pool_other).await;
 }

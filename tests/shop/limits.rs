@@ -88,6 +88,71 @@ async fn nobody_is_believed_who_is_not_trusted() {
 }
 
 #[tokio::test]
+async fn every_answer_of_a_guarded_class_tells_what_is_left() {
+    let settings = [
+        ("TIDEMARK_LIMITS", "log-in=5/h,recovery=4/h,commands=off"),
+        ("TIDEMARK_TRUSTED_PROXIES", "127.0.0.1"),
+    ];
+    let (shop, _postgres) = shop(&settings).await;
+    let post = async |path: &str, from: &str, body: serde_json::Value| {
+        let from = [("X-Forwarded-For", from)];
+        shop.send(Method::POST, path, None, &from, Some(body)).await.unwrap()
+    };
+    let told = |answer: &Answer, name: &str| {
+        let all = answer.headers.get_all(name).iter().map(|value| value.to_str().unwrap().to_owned());
+        all.collect::<Vec<_>>()
+    };
+    const POLICY: &str = "\"log-in\";q=5;w=3600";
+    let (email, password) = ("told@example.org", "correct horse battery staple");
+    let registration = json!({ "email": email, "password": password });
+    let registered = post("/v1/accounts", "192.0.2.1", registration).await;
+    assert_eq!(
+        (registered.status, told(&registered, "ratelimit")),
+        (202, vec!["\"recovery\";r=3;t=900".to_owned()])
+    );
+    assert_eq!(told(&registered, "ratelimit-policy"), ["\"recovery\";q=4;w=3600"]);
+    let weak = post("/v1/accounts", "192.0.2.1", json!({ "email": email, "password": "password1234" })).await;
+    assert_eq!((weak.status, told(&weak, "ratelimit")), (422, vec!["\"recovery\";r=2;t=1800".to_owned()]));
+    // Not verified, wrong, verified and right, each of an address of its own: at the account one less each time.
+    let log_in = async |from: &str, password: &str| {
+        post("/v1/sessions", from, json!({ "email": email, "password": password })).await
+    };
+    let left = |answer: &Answer| {
+        assert_eq!(told(answer, "ratelimit-policy"), [POLICY], "{}", answer.text);
+        let all = told(answer, "ratelimit");
+        assert_eq!(all.len(), 1, "{all:?}");
+        let rest = all[0].strip_prefix("\"log-in\";r=").unwrap().to_owned();
+        rest.split_once(';').unwrap().0.parse::<u32>().unwrap()
+    };
+    let unverified = log_in("192.0.2.2", password).await;
+    assert_eq!((unverified.status, left(&unverified)), (403, 4));
+    let token = crate::accounts::mailed(&shop, email, "Please verify your e-mail address", 1).await;
+    let verified = post("/v1/accounts/email-verifications", "192.0.2.3", json!({ "token": token })).await;
+    assert_eq!((verified.status, told(&verified, "ratelimit").len()), (204, 1));
+    let wrong = log_in("192.0.2.4", "not the right password").await;
+    assert_eq!((wrong.status, left(&wrong)), (401, 3));
+    let right = log_in("192.0.2.5", password).await;
+    assert_eq!((right.status, left(&right)), (201, 2));
+    // What has least left counts: at one address, here.
+    for (n, expected) in [4, 3, 2, 1, 0].into_iter().enumerate() {
+        let body =
+            json!({ "email": format!("nobody-{n}@example.org"), "password": "not the right password" });
+        let answer = post("/v1/sessions", "192.0.2.6", body).await;
+        assert_eq!((answer.status, left(&answer)), (401, expected));
+    }
+    let refused = log_in("192.0.2.6", password).await;
+    assert_eq!((refused.status, left(&refused)), (429, 0));
+    // And at the account, though the address has some.
+    for expected in [1, 0] {
+        assert_eq!(left(&log_in("192.0.2.7", "not the right password").await), expected);
+    }
+    let refused = log_in("192.0.2.8", password).await;
+    assert_eq!((refused.status, left(&refused)), (429, 0));
+    // A command of an account says nothing of a limit that is far away.
+    assert_eq!(told(&shop.post("/v1/products", json!({})).await, "ratelimit"), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn what_guards_secrets_is_counted_over_all_processes() {
     let redis = Redis::start().await;
     let process = || {

@@ -129,6 +129,7 @@ impl Bare {
                 causation_id: None,
                 actor: "test".to_owned(),
                 traceparent: None,
+                origin: None,
             },
             render: |outcomes| {
                 outcomes[0].is_ok().then(|| Rendered { status: 201, location: None, body: Vec::new() })
@@ -235,4 +236,61 @@ async fn a_long_stream_is_read_from_its_snapshot_and_from_the_beginning_when_tha
     let other = Bare::on(&url, 50).await;
     assert_eq!(other.receive(product_id).await, 106);
     other.end().await;
+}
+
+/// Entries of indexes of the log's events that have been read, once all sessions but this one have reported.
+async fn entries_read(pool: &PgPool) -> i64 {
+    let mut connection = pool.acquire().await.unwrap();
+    connection.execute("SELECT pg_stat_force_next_flush()").await.unwrap();
+    sqlx::query_scalar(
+        "SELECT sum(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE schemaname = 'log' AND relname LIKE 'events%'",
+    )
+    .fetch_one(&mut *connection)
+    .await
+    .unwrap()
+}
+
+#[tokio::test]
+async fn a_stream_is_read_by_its_own_index_also_where_nothing_is_known_of_the_events_yet() {
+    const STREAMS: i64 = 20_000;
+    const LOADED: usize = 50;
+    let postgres = Postgres::shared().await;
+    let url = postgres.database().await;
+    let options = connect_options(&url).unwrap();
+    let pool = PgPoolOptions::new().max_connections(2).connect_with(options.clone()).await.unwrap();
+    Log::migrate_with(&pool, 1_000_000).await.unwrap();
+    // A partition that has filled faster than anybody analysed it.
+    pool.execute("ALTER TABLE log.events_1 SET (autovacuum_enabled = false)").await.unwrap();
+    let streams: Vec<Uuid> = (0..STREAMS).map(|_| Uuid::now_v7()).collect();
+    sqlx::query(
+        "INSERT INTO log.events SELECT n, stream_id, 'stock', 1, stream_id, 'StockReceived', 1, \
+           json_build_object('quantity', 1), stream_id, NULL, 'test', NULL, now(), stream_id \
+         FROM unnest($1::uuid[]) WITH ORDINALITY AS made (stream_id, n)",
+    )
+    .bind(&streams)
+    .execute(&pool)
+    .await
+    .unwrap();
+    sqlx::query("INSERT INTO log.streams SELECT stream_id, 1, 1 FROM unnest($1::uuid[]) AS made (stream_id)")
+        .bind(&streams)
+        .execute(&pool)
+        .await
+        .unwrap();
+    sqlx::query("UPDATE log.head SET position = $1").bind(STREAMS).execute(&pool).await.unwrap();
+    let analysed: i64 = sqlx::query_scalar("SELECT count(*) FROM pg_stats WHERE tablename = 'events_1'")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    assert_eq!(analysed, 0, "there are statistics");
+    let before = entries_read(&pool).await;
+    let mut connection = WriterConnection::open(&options).await.unwrap();
+    let loaded = connection.load(STREAMS, &streams[..LOADED], |_| true).await.unwrap();
+    assert_eq!(loaded.events.len(), LOADED);
+    drop(connection);
+    let read = crate::harness::until("the session reports what it read", async || {
+        let read = entries_read(&pool).await - before;
+        (read > 0).then_some(read)
+    })
+    .await;
+    assert_eq!(read, i64::try_from(LOADED).unwrap(), "of each stream its one event, and of positions none");
 }

@@ -9,11 +9,15 @@ use tidemark_command::decision::Happened;
 use tidemark_command::testing::{
     CUSTOMER, World, cancel, deliver, euros, order, place, product, ship, stock,
 };
+use tidemark_events::account::{
+    AccountDeactivated, AccountErased, AccountRegistered, AccountRole, EmailClaimed, EmailVerified,
+    LoginFailed, RoleGranted, SessionEnd, SessionEnded, SessionStarted,
+};
 use tidemark_events::log::{Head, Log, connect_options};
-use tidemark_events::{Metadata, RecordedEvent};
+use tidemark_events::{Metadata, Origin, Personal, RecordedEvent};
 use tidemark_projector::supervisor::ensure_live;
 use tidemark_projector::worker::{Chunk, ReadTo, Target, Worker, connect, partitions_of};
-use tidemark_projector::{ProjectorError, all, find};
+use tidemark_projector::{ProjectorError, Retention, all, find};
 use tidemark_views::feed;
 use uuid::Uuid;
 
@@ -46,6 +50,7 @@ fn recorded(history: &[Happened]) -> Vec<RecordedEvent> {
                 causation_id: None,
                 actor: "test".to_owned(),
                 traceparent: None,
+                origin: None,
             },
             recorded_at: tidemark_command::testing::now(),
             partition_key: happened.partition_key,
@@ -76,13 +81,14 @@ impl Views {
 
     async fn worker(&self, name: &str, worker: i16, workers: i16) -> Worker {
         let connection = connect(&connect_options(&self.url).unwrap()).await.unwrap();
-        let target = Target { projection: find(name).unwrap(), instance: 1 };
-        Worker::open(connection, target, &partitions_of(worker, workers), true).await.unwrap()
+        let log = Log::new(self.pool.clone());
+        let target = Target { projection: find(name).unwrap(), instance: 1, retention: Retention::default() };
+        Worker::open(connection, &log, target, &partitions_of(worker, workers), true).await.unwrap()
     }
 
     /// Applies events as `workers` workers, cut after these positions.
     async fn apply(&self, name: &str, events: &[RecordedEvent], cuts: &[i64], workers: i16) {
-        let categories = find(name).unwrap().categories();
+        let filter = find(name).unwrap().filter();
         let last = events.last().map_or(0, |event| event.position);
         for number in 0..workers {
             let mut worker = self.worker(name, number, workers).await;
@@ -92,9 +98,7 @@ impl Views {
             let mut from = 0;
             for read_to in ends {
                 let batch = events.iter().filter(|event| {
-                    event.position > from
-                        && event.position <= read_to
-                        && categories.contains(&event.category.as_ref())
+                    event.position > from && event.position <= read_to && filter.lets_through(event)
                 });
                 worker
                     .take(Chunk {
@@ -171,6 +175,138 @@ async fn a_product_is_what_was_said_last() {
     .await;
 }
 
+/// Everything an account goes through, with what the shop's people do beside it.
+fn of_an_account() -> Vec<RecordedEvent> {
+    let (account, session, claim) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
+    let at = chrono::Utc::now();
+    let sealed = || Personal::sealed("v1.sealed");
+    let registered = AccountRegistered {
+        email: sealed(),
+        name: None,
+        claim,
+        credential_id: Uuid::now_v7(),
+        verification_id: Uuid::now_v7(),
+        verification_expires_at: at,
+    };
+    let started = SessionStarted {
+        account_id: account,
+        role: AccountRole::Staff,
+        second_factor: false,
+        source: Some(sealed()),
+        client: None,
+    };
+    let reused =
+        SessionEnded { account_id: account, reason: SessionEnd::TokenReused, source: Some(sealed()) };
+    let failed = LoginFailed { reason: "password".to_owned(), source: None, failed_at: at };
+    let history = [
+        vec![Happened::to_account(account, registered)],
+        vec![Happened::to_email(claim, account, EmailClaimed { account_id: account })],
+        vec![Happened::to_account(account, EmailVerified {})],
+        vec![Happened::to_account(account, failed)],
+        vec![Happened::to_account(account, RoleGranted { role: AccountRole::Staff })],
+        vec![Happened::to_session(session, account, started)],
+        vec![Happened::to_session(session, account, reused)],
+        product(LAMP).created("L", 5),
+        order(ORDER).placed([(LAMP, 1, 5)]),
+        stock(LAMP).reserved(ORDER, 1),
+        vec![Happened::to_account(account, AccountDeactivated { reason: None })],
+        vec![Happened::to_account(account, AccountErased {})],
+    ];
+    let mut events = recorded(&history.concat());
+    for event in &mut events {
+        event.recorded_at = at - chrono::TimeDelta::days(1);
+        event.metadata.origin = Origin::of("192.0.2.9".parse().unwrap());
+        event.metadata.actor = match event.category.as_ref() {
+            "order" | "stock" => format!("customer:{CUSTOMER}"),
+            "product" => format!("staff:{CUSTOMER}"),
+            _ => "anonymous".to_owned(),
+        };
+    }
+    // The registration was longer ago than security events are kept.
+    for event in &mut events[..3] {
+        event.recorded_at = at - chrono::TimeDelta::days(181);
+    }
+    events
+}
+
+#[tokio::test]
+async fn the_audit_is_acts_accounts_and_what_is_new_of_security() {
+    let events = of_an_account();
+    let (account, session) = (events[0].stream_id, events[6].stream_id);
+    for (cuts, workers) in [(&[][..], 1), (&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], 1), (&[4, 9], 3)] {
+        let views = Views::new().await;
+        views.apply("audit", &events, cuts, workers).await;
+        let column = async |table: &str, name: &str| -> Vec<Value> {
+            let mut rows = views.rows(table).await;
+            rows.sort_by_key(|row| row["position"].as_i64());
+            rows.into_iter().map(|row| row[name].clone()).collect()
+        };
+        let kinds: Vec<Value> = [
+            "AccountRegistered",
+            "EmailVerified",
+            "RoleGranted",
+            "ProductCreated",
+            "AccountDeactivated",
+            "AccountErased",
+        ]
+        .map(Value::from)
+        .into();
+        assert_eq!(column("audit", "event_type").await, kinds, "{cuts:?}");
+        assert_eq!(column("audit", "resource").await[3], json!(LAMP));
+        assert_eq!(column("audit", "origin").await, vec![json!("192.0.2.0/24"); 6]);
+        let kinds: Vec<Value> = [
+            "log_in_failed",
+            "role_granted",
+            "log_in",
+            "refresh_token_reused",
+            "account_deactivated",
+            "account_erased",
+        ]
+        .map(Value::from)
+        .into();
+        assert_eq!(column("security_events", "kind").await, kinds, "{cuts:?}");
+        let none = Value::Null;
+        let sealed = json!("v1.sealed");
+        assert_eq!(
+            column("security_events", "source").await,
+            [&none, &none, &sealed, &sealed, &none, &none].map(Value::clone)
+        );
+        assert_eq!(column("security_events", "session_id").await[2..4], [json!(session), json!(session)]);
+        assert_eq!(column("security_events", "account_id").await, vec![json!(account); 6]);
+        let rows = views.rows("accounts").await;
+        assert_eq!(rows.len(), 1);
+        for (name, value) in [
+            ("id", json!(account)),
+            ("status", json!("erased")),
+            ("role", json!("customer")),
+            ("verified", json!(true)),
+            ("version", json!(6)),
+        ] {
+            assert_eq!(rows[0][name], value, "{name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_account_that_is_not_in_the_view_is_parked_and_others_go_on() {
+    let views = Views::new().await;
+    let (mut events, other) = (of_an_account(), of_an_account());
+    events.remove(0);
+    let mut both = events.clone();
+    both.extend(other.iter().filter(|event| event.category == "account").cloned().map(|mut event| {
+        event.position += 100;
+        event
+    }));
+    views.apply("audit", &both, &[], 1).await;
+    let rows = views.rows("accounts").await;
+    assert_eq!((rows.len(), &rows[0]["id"]), (1, &json!(other[0].stream_id)), "the other goes on");
+    let parked: Vec<Uuid> = sqlx::query_scalar("SELECT DISTINCT partition_key FROM views.parked")
+        .fetch_all(&views.pool)
+        .await
+        .unwrap();
+    assert_eq!(parked, [events[0].partition_key], "and nothing else");
+}
+
 #[tokio::test]
 async fn any_split_of_the_log_gives_the_same_views() {
     let step = (0..6_usize, 0..4_u128, 1..4_i64);
@@ -206,7 +342,7 @@ async fn any_split_of_the_log_gives_the_same_views() {
         let events = recorded(&history);
         let (whole, split) = (Views::new().await, Views::new().await);
         let last = i64::try_from(events.len()).unwrap();
-        for name in ["products", "stock", "orders"] {
+        for name in ["products", "stock", "orders", "audit"] {
             let cuts = prop::collection::vec(1..last, 0..25).new_tree(&mut runner).unwrap().current();
             whole.apply(name, &events, &[], 1).await;
             // Three workers for the first part, two for the rest: what one has done no other does again.
@@ -252,10 +388,10 @@ async fn each_partition_stands_in_the_epoch_of_its_own_last_record() {
     let mut worker = views.worker("stock", 0, 1).await;
     let to = |epoch, position, offset| (Head { epoch, position }, offset);
     let read_to = ReadTo::Topic([(0, to(2, 9, 4)), (1, to(1, 7, 3))].into());
-    worker.take(Chunk { events: Vec::new(), read_to }).await.unwrap();
+    worker.take(Chunk::<RecordedEvent> { events: Vec::new(), read_to }).await.unwrap();
     // The same place again says only from where to read on; one from before says nothing.
     let read_to = ReadTo::Topic([(0, to(2, 9, 6)), (1, to(1, 5, 8))].into());
-    worker.take(Chunk { events: Vec::new(), read_to }).await.unwrap();
+    worker.take(Chunk::<RecordedEvent> { events: Vec::new(), read_to }).await.unwrap();
     let stored: Vec<(i32, i64, Option<i64>)> = sqlx::query_as(
         "SELECT epoch, position, source_offset FROM views.checkpoints WHERE name = 'stock' ORDER BY partition LIMIT 3",
     )

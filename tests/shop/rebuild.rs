@@ -72,14 +72,14 @@ async fn readers_do_not_notice_a_rebuild() {
     let mut killed = killed.spawn().unwrap();
     tokio::time::sleep(std::time::Duration::from_millis(150)).await;
     killed.kill().await.unwrap();
-    for name in ["orders", "stock", "products"] {
+    for name in ["orders", "stock", "products", "audit"] {
         run(name, false).await;
     }
     stop.store(true, Ordering::Relaxed);
     assert!(load.await.unwrap() > 3);
     shop.caught_up().await;
     audit(&shop.pool().await).await;
-    for name in ["orders", "stock", "products"] {
+    for name in ["orders", "stock", "products", "audit"] {
         let (rebuilt, rows) = content(&shop, name).await;
         assert!(rebuilt > 1, "{name}");
         run(name, true).await;

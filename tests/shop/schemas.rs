@@ -123,6 +123,62 @@ async fn a_newer_database_is_refused_by_all() {
     );
 }
 
+/// What the writer of the release before sends, into a log that has the newest schema.
+const FORMER_APPEND: &str = "WITH head AS (UPDATE log.head SET position = position + 1 RETURNING position) \
+     INSERT INTO log.events (position, stream_id, category, version, event_id, event_type, schema_version, payload, \
+       correlation_id, causation_id, actor, traceparent, recorded_at, partition_key) \
+     SELECT head.position, e.stream_id, e.category, e.version, e.event_id, e.event_type, e.schema_version, e.payload, \
+       e.correlation_id, e.causation_id, e.actor, e.traceparent, now(), e.partition_key \
+     FROM head, unnest(ARRAY[ROW(0, gen_random_uuid(), 'stock', 1, gen_random_uuid(), 'StockReceived', 1, '{}', \
+       gen_random_uuid(), NULL, 'test', NULL, gen_random_uuid())::log.new_event]) e";
+
+/// Where a request came from is a new column of the log: it is there at once however large the log is, nobody waits for
+/// it for long, and writers of the release before go on.
+#[tokio::test]
+async fn the_log_gets_a_column_while_it_is_written_and_read() {
+    let postgres = Postgres::shared().await;
+    let log = postgres.database().await;
+    made_by_an_older_program(&log, "log", 3).await;
+    let older = pool(&log).await;
+    tidemark_events::log::partitions::ensure(&older, 1_000).await.unwrap();
+    sqlx::query(FORMER_APPEND).execute(&older).await.unwrap();
+    let files = async || -> Vec<u32> {
+        sqlx::query_scalar::<_, i64>(
+            "SELECT relfilenode::bigint FROM pg_class WHERE relname ~ '^events_[0-9]+$' ORDER BY relname",
+        )
+        .fetch_all(&pool(&log).await)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|file| u32::try_from(file).unwrap())
+        .collect()
+    };
+    let before = files().await;
+    // A long read of the whole log holds what the column needs.
+    let mut reading = older.begin().await.unwrap();
+    sqlx::query("SELECT count(*) FROM log.events").execute(&mut *reading).await.unwrap();
+    let newer = pool(&log).await;
+    let migrating = tokio::spawn(async move { tidemark_events::log::Log::migrate_with(&newer, 1_000).await });
+    for _ in 0..30 {
+        let appended =
+            tokio::time::timeout(Duration::from_secs(4), sqlx::query(FORMER_APPEND).execute(&older)).await;
+        appended.expect("an append does not wait for the reader").unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(!migrating.is_finished(), "the reader is waited for");
+    reading.rollback().await.unwrap();
+    tokio::time::timeout(Duration::from_secs(30), migrating).await.unwrap().unwrap().unwrap();
+    sqlx::query(FORMER_APPEND).execute(&older).await.unwrap();
+    let without: (i64, i64) =
+        sqlx::query_as("SELECT count(*), count(*) FILTER (WHERE origin IS NULL) FROM log.events")
+            .fetch_one(&older)
+            .await
+            .unwrap();
+    assert_eq!(without, (32, 32));
+    // Another partition may have come to it.
+    assert_eq!(files().await[..before.len()], before, "no table was written anew");
+}
+
 #[tokio::test]
 async fn who_reads_waits_for_a_schema_that_nobody_has_made_yet() {
     let postgres = Postgres::shared().await;

@@ -1,6 +1,6 @@
 //! A Redis, a PgBouncer and a streaming replica of the tests' own.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use sqlx::{Connection, PgConnection};
 use tempfile::TempDir;
 
 use crate::harness::{Postgres, folder, free_port, server_program, until};
+use crate::run;
 
 /// A server that is killed, paused and started again.
 struct Server(Mutex<Option<Child>>);
@@ -20,7 +21,9 @@ impl Server {
     }
 
     fn spawn(&self, command: &mut Command) {
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let name = Path::new(command.get_program()).file_name().unwrap().to_string_lossy().into_owned();
+        let (words, more) = (run::words(&name).1, run::words(&name).1);
+        let child = command.stdin(Stdio::null()).stdout(words).stderr(more).spawn().unwrap();
         *self.0.lock().unwrap() = Some(child);
     }
 
@@ -81,6 +84,10 @@ impl Redis {
     /// The name of the current generation, and the life of the views' server.
     pub(crate) async fn generation(&self) -> Option<String> {
         redis::cmd("GET").arg("tidemark:generation").query_async(&mut self.connection().await).await.unwrap()
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     pub(crate) fn url(&self) -> String {
@@ -145,6 +152,11 @@ impl Replica {
     pub(crate) fn url(&self, database: &str) -> String {
         let socket = self.folder.path().to_str().unwrap().replace('/', "%2F");
         format!("postgres://tidemark@{socket}/{database}")
+    }
+
+    /// Its files.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
     }
 
     pub(crate) fn kill(&self) {

@@ -107,7 +107,7 @@ impl Writer {
             if attempt.is_multiple_of(16) && known.position < end() && known.epoch > 0 {
                 let (batch, contents) = self.batch(known, attempt).await;
                 match writer.append_at(&batch).await {
-                    Swift::Committed(head) => self.committed(head, contents, &mut written),
+                    Swift::Committed(head, _) => self.committed(head, contents, &mut written),
                     Swift::Moved => drop(Counts::add(&self.counts.moved)),
                     // Fifty wait for one row: some for longer than a statement may take.
                     Swift::Unknown(_) | Swift::Refused(_) => {
@@ -360,6 +360,7 @@ async fn no_reader_skips_an_event() {
                 causation_id: None,
                 actor: "test".to_owned(),
                 traceparent: None,
+                origin: None,
             },
         };
         writers.spawn(writer.run());

@@ -11,7 +11,7 @@ use tidemark_views::feed::{self, Change};
 use tidemark_views::tier::{Entry, Tier, TierError};
 use uuid::Uuid;
 
-use crate::harness::{Answer, Postgres, Shop, until};
+use crate::harness::{Answer, CUSTOMER, Postgres, Shop, token, until};
 use crate::servers::{Bouncer, Redis, Replica};
 
 /// The sum of a metric's lines that hold all of `labels`.
@@ -51,7 +51,7 @@ impl Parts {
         let (url, at) = (redis.url(), [("TIDEMARK_VIEWS_URL", views.as_str())]);
         let own = [("TIDEMARK_PROJECTIONS", "orders"), ("TIDEMARK_REDIS_URL", url.as_str())];
         let filler = Shop::part("projector", &log, &[&at[..], &own].concat()).await;
-        let own = [("TIDEMARK_PROJECTIONS", "products,stock")];
+        let own = [("TIDEMARK_PROJECTIONS", "products,stock,audit")];
         let projector = Shop::part("projector", &log, &[&at[..], &own].concat()).await;
         Self { postgres, log, views, redis, command, filler, _projector: projector }
     }
@@ -307,6 +307,14 @@ async fn reads_on_a_replica_see_what_was_written_however_far_it_lags() {
     let found = query.get("/v1/products?q=thing", None, &[("Tidemark-After", &position)]).await;
     let items = found.body["items"].as_array().unwrap();
     assert!(items.iter().any(|item| item["available"] == units), "{}", found.text);
+    // What changes in the audit is told without keys: it is read from where all that is known is there.
+    let admin = token("admin", CUSTOMER).await;
+    for path in ["/v1/audit?limit=1", "/v1/audit?actor=staff:0190b6a2-8c5e-7c11-b0de-1f0e9a7b0c0f&limit=1"] {
+        let position = parts.receive(&product).await;
+        units += 1;
+        let acts = query.get(path, Some(&admin), &[("Tidemark-After", &position)]).await;
+        assert_eq!(format!("1-{}", acts.body["items"][0]["position"]), position, "{}", acts.text);
+    }
     assert!(read_from(&query, "replica-1", "behind").await > 0.0);
     let before = read_from(&query, "replica-1", "answered").await;
     assert_eq!(query.get(&format!("/v1/products/{quiet}"), None, &[]).await.body["available"], 3);

@@ -84,6 +84,19 @@ async fn tls_is_spoken_and_a_new_certificate_needs_no_new_process() {
             "{said}"
         );
     }
+    // The newest version is taken where there is a choice, and older ones than 1.2 are not spoken.
+    let handshake = async |version: &[&str]| {
+        let mut client = tokio::process::Command::new("openssl");
+        client.args(["s_client", "-connect", &format!("127.0.0.1:{port}"), "-cipher", "ALL:@SECLEVEL=0"]);
+        let output = client.args(version).stdin(std::process::Stdio::null()).output().await.unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let chosen = handshake(&[]).await;
+    assert!(chosen.contains("New, TLSv1.3"), "{chosen}");
+    for old in ["-tls1", "-tls1_1"] {
+        let refused = handshake(&[old]).await;
+        assert!(refused.contains("New, (NONE)"), "{old}: {refused}");
+    }
     assert_ne!(curl(&["--cacert", &second, &ready]).await.0, 0, "the other certificate is not shown");
     // Who speaks plain HTTP here gets no answer, and is led nowhere.
     let (code, said) = curl(&[&format!("http://localhost:{port}/v1/products")]).await;

@@ -69,8 +69,11 @@ pub(crate) fn open(
     data_dir: impl FnOnce() -> Result<PathBuf, Failure>,
     public_url: &str,
 ) -> Result<Opened, Failure> {
-    let config =
-        AccountsConfig { factor_for: options.second_factor_for.clone(), ..AccountsConfig::default() };
+    let config = AccountsConfig {
+        factor_for: options.second_factor_for.clone(),
+        refused_passwords: options.refused_passwords.clone().unwrap_or_default(),
+        ..AccountsConfig::default()
+    };
     let pool: PgPool = pool(database, ACCOUNT_CONNECTIONS);
     let accounts = Accounts::new(log.clone(), pool, vault, sign, config)
         .map_err(|error| Failure::Configuration(format!("the pool of password hashes: {error}")))?;

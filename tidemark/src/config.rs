@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -13,12 +13,13 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use sqlx::postgres::PgConnectOptions;
 use tidemark_command::WriterConfig;
+use tidemark_command::account::RefusedPasswords;
 use tidemark_command::account::mail::Mailbox;
 use tidemark_http::Role;
 use tidemark_http::access::MIN_SECRET;
 use tidemark_http::{Front, Hosts, Origins, Proxies, RateLimits, Rates, Tls, TlsError};
 use tidemark_kafka::KafkaConfig;
-use tidemark_projector::ProjectorConfig;
+use tidemark_projector::{ProjectorConfig, Retention};
 use tidemark_query::{QueryConfig, Servers, Tier};
 use tidemark_vault::MasterKeys;
 use uuid::Uuid;
@@ -183,6 +184,9 @@ pub(crate) struct AccountOptions {
     /// Roles whose sessions are a customer's until the account has a second factor, with commas between
     #[arg(long, env = "TIDEMARK_SECOND_FACTOR_FOR", value_name = "ROLES", value_delimiter = ',')]
     pub(crate) second_factor_for: Vec<Role>,
+    /// Passwords that are refused, one a line: a list of common ones
+    #[arg(long, env = "TIDEMARK_REFUSED_PASSWORDS", value_name = "FILE", value_parser = password_list)]
+    pub(crate) refused_passwords: Option<RefusedPasswords>,
 }
 
 /// Where a process listens, and how much it takes on.
@@ -295,11 +299,31 @@ pub(crate) struct ProjectionOptions {
     /// Workers of each projection
     #[arg(long, env = "TIDEMARK_PROJECTOR_WORKERS", value_name = "N", default_value_t = 1, value_parser = between(1_i16..=8))]
     projector_workers: i16,
+    #[command(flatten)]
+    retention: RetentionOptions,
 }
 
 impl ProjectionOptions {
     pub(crate) fn config(&self) -> ProjectorConfig {
-        ProjectorConfig { workers: self.projector_workers, ..ProjectorConfig::default() }
+        ProjectorConfig {
+            workers: self.projector_workers,
+            retention: self.retention.retention(),
+            ..ProjectorConfig::default()
+        }
+    }
+}
+
+/// How long rows of views stay that are not for ever: the same for all who write there.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct RetentionOptions {
+    /// How long security events are kept in their view, a number and s, m, h or d
+    #[arg(long, env = "TIDEMARK_SECURITY_EVENTS_RETENTION", value_name = "TIME", default_value = "180d", value_parser = retention)]
+    security_events_retention: Duration,
+}
+
+impl RetentionOptions {
+    pub(crate) fn retention(self) -> Retention {
+        Retention(self.security_events_retention)
     }
 }
 
@@ -565,7 +589,7 @@ pub(crate) struct ReplayOptions {
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct RebuildOptions {
-    /// products, stock or orders
+    /// products, stock, orders or audit
     pub(crate) name: String,
     /// Go back to the instance before the last rebuild
     #[arg(long)]
@@ -590,6 +614,8 @@ pub(crate) struct RebuildOptions {
         requires = "log_url"
     )]
     pub(crate) views_url: Option<PgConnectOptions>,
+    #[command(flatten)]
+    pub(crate) retention: RetentionOptions,
     #[command(flatten)]
     pub(crate) data: DataOptions,
 }
@@ -620,6 +646,8 @@ pub(crate) struct CompleteJourneyOptions {
     /// Where to write the lines that could not be taken [default: import-report.csv in the data directory]
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) retention: RetentionOptions,
     #[command(flatten)]
     pub(crate) data: DataOptions,
 }
@@ -655,6 +683,11 @@ fn smtp_url(text: &str) -> Result<String, String> {
     sound
         .then(|| text.to_owned())
         .ok_or_else(|| "a URL of a mail server, like smtps://user:password@host:465".to_owned())
+}
+
+/// A list of passwords, read at once.
+fn password_list(path: &str) -> Result<RefusedPasswords, String> {
+    RefusedPasswords::read(Path::new(path))
 }
 
 /// An address with or without a name.
@@ -720,6 +753,14 @@ fn projection(name: &str) -> Result<String, String> {
     found.map_err(|error| format!("the name of a projection: {error}"))
 }
 
+/// How long security events are kept. An hour is enough to be looked at; ten years is for ever.
+fn retention(text: &str) -> Result<Duration, String> {
+    const LEAST: Duration = Duration::from_secs(60 * 60);
+    const MOST: Duration = Duration::from_secs(3_650 * 24 * 60 * 60);
+    let kept = duration(text).ok().filter(|kept| (LEAST..=MOST).contains(kept));
+    kept.ok_or_else(|| "a time from 1h to 3650d, like 180d".to_owned())
+}
+
 /// A number and its unit: s, m, h or d.
 fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is no time: write a number and s, m, h or d, like 15m");
@@ -751,6 +792,14 @@ mod tests {
         }
         for bad in ["", "a", "a:", ":1", "a:0", "a:65536", "a:1,", "kafka://a:1", "a:1;b:2", "a:x"] {
             assert!(brokers(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn security_events_are_kept_for_a_while() {
+        assert_eq!(retention("180d"), Ok(Retention::default().0));
+        for bad in ["", "0d", "59m", "3651d", "180", "for ever"] {
+            assert!(retention(bad).is_err(), "{bad}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
-use tidemark_http::problem;
+use tidemark_http::{Role, problem};
 use utoipa::OpenApi;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 
@@ -19,6 +19,7 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
         (name = "accounts", description = "Who somebody is"),
         (name = "sessions", description = "Logging in and out"),
         (name = "log", description = "Everything that happened"),
+        (name = "audit", description = "Who did what from where"),
     )
 )]
 struct Api;
@@ -36,12 +37,13 @@ pub(crate) fn document() -> Value {
     let schemas = document["components"]["schemas"].clone();
     each_operation(&mut document, |operation| {
         add_refusals(operation);
+        let of_accounts = operation["tags"][0] == "accounts";
         let with_fields = parameters(operation).any(|parameter| parameter["name"] == "fields");
         for (name, member) in operation {
             match (name.as_str(), member) {
                 ("requestBody", body) => describe_body(body),
                 ("parameters", Value::Array(parameters)) => {
-                    parameters.iter_mut().for_each(describe_parameter)
+                    parameters.iter_mut().for_each(|parameter| describe_parameter(parameter, of_accounts))
                 }
                 ("responses", Value::Object(responses)) => {
                     for (status, response) in responses {
@@ -102,7 +104,7 @@ fn describe_body(body: &mut Value) {
 }
 
 /// Headers and parameters that mean the same wherever they occur, as a JSON Schema says it.
-fn meaning(name: &str) -> Option<Value> {
+fn meaning(name: &str, of_accounts: bool) -> Option<Value> {
     // What is left empty in a query counts as left out.
     const PLAIN: &str = r"^[^\x00-\x1f\x7f-\x9f]*$";
     Some(match name {
@@ -120,18 +122,33 @@ fn meaning(name: &str) -> Option<Value> {
         "cursor" => json!({ "type": "string", "pattern": "^[A-Za-z0-9_-]*$" }),
         "from" => json!({ "type": "integer", "format": "int64", "minimum": 1 }),
         "to" => json!({ "type": "integer", "format": "int64", "minimum": 0 }),
-        "fields" | "q" | "department" | "type" | "category" => json!({ "type": "string", "pattern": PLAIN }),
+        "fields" | "q" | "department" | "type" | "category" | "actor" | "email" => {
+            json!({ "type": "string", "pattern": PLAIN })
+        }
         "sort" => json!({ "type": "string", "enum": ["", "name", "-name", "price", "-price", "newest"] }),
-        "status" => json!({ "type": "string", "enum": ["", "placed", "shipped", "delivered", "cancelled"] }),
-        "customer_id" | "stream" => {
+        "status" if of_accounts => one_of(tidemark_query::accounts::STATUSES),
+        "role" => one_of(&Role::names()),
+        "kind" => one_of(tidemark_events::audit::SECURITY_KINDS),
+        "since" | "until" => json!({
+            "anyOf": [{ "type": "string", "format": "date-time" }, { "type": "string", "maxLength": 0 }]
+        }),
+        "status" => one_of(tidemark_query::orders::STATUSES),
+        "customer_id" | "stream" | "resource" | "account_id" => {
             json!({ "anyOf": [{ "type": "string", "format": "uuid" }, { "type": "string", "maxLength": 0 }] })
         }
         _ => return None,
     })
 }
 
-fn describe_parameter(parameter: &mut Value) {
-    let meant = parameter.get("name").and_then(Value::as_str).and_then(meaning);
+/// One of some words, or left out.
+fn one_of(words: &[&str]) -> Value {
+    let words: Vec<&str> = [""].iter().chain(words).copied().collect();
+    json!({ "type": "string", "enum": words })
+}
+
+fn describe_parameter(parameter: &mut Value, of_accounts: bool) {
+    let name = parameter.get("name").and_then(Value::as_str);
+    let meant = name.and_then(|name| meaning(name, of_accounts));
     match meant {
         Some(schema) => parameter["schema"] = schema,
         // What may be left out is not therefore `null`: a header or a query cannot say that.

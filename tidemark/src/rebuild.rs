@@ -32,8 +32,9 @@ pub(crate) async fn run(options: RebuildOptions) -> Result<(), Failure> {
 }
 
 async fn build(options: &RebuildOptions, log: &Log, views: &PgConnectOptions) -> Result<(), Failure> {
+    let retention = options.retention.retention();
     if options.back {
-        let instance = switch_back(log, views, &options.name).await?;
+        let instance = switch_back(log, views, &options.name, retention).await?;
         tracing::info!(name = options.name, instance, "readers are back on the former instance");
         return Ok(());
     }
@@ -59,7 +60,7 @@ async fn build(options: &RebuildOptions, log: &Log, views: &PgConnectOptions) ->
         Progress::Indexing => bar.set_message("making indexes"),
         Progress::Switched { .. } => bar.finish_and_clear(),
     };
-    let instance = rebuild(log, views, &options.name, &stop, report).await?;
+    let instance = rebuild(log, views, &options.name, retention, &stop, report).await?;
     let head = log.head().await?.position;
     let seconds = started.elapsed().as_secs_f64();
     #[expect(

@@ -29,6 +29,7 @@ async fn print(options: &ReplayOptions, database: &Database) -> Result<(), Failu
         categories: options.categories.iter().cloned().map(Into::into).collect(),
         event_types: options.types.clone(),
         stream_id: options.stream,
+        audited: false,
     };
     // One batch is read while the one before is written.
     let (pages, mut to_write) = mpsc::channel::<Page>(1);

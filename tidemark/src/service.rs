@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::IntoResponse;
+use axum::middleware;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -92,18 +93,32 @@ pub(crate) fn stop_on_signals(stop: &CancellationToken) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Says of the page's texts how their letters are encoded.
+async fn in_utf8(mut response: Response) -> Response {
+    if let Some(kind) = response.headers_mut().get_mut(header::CONTENT_TYPE)
+        && let Some(encoded) =
+            kind.to_str().ok().filter(|kind| kind.starts_with("text/") && !kind.contains("charset"))
+        && let Ok(encoded) = HeaderValue::try_from(format!("{encoded}; charset=utf-8"))
+    {
+        *kind = encoded;
+    }
+    response
+}
+
 /// A process's routes with what every process answers: the API's document and page, health, metrics, problems.
 pub(crate) fn router(routes: OpenApiRouter, health: Health) -> Router {
     let (api, _) = routes.split_for_parts();
-    // The page's own scripts and styles, nothing else.
+    // The page's own scripts and styles, nothing else. The hash is of the style within its logo.
     let policy = HeaderValue::from_static(
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
+        "default-src 'none'; script-src 'self'; \
+         style-src 'self' 'sha256-RL3ie0nH+Lzz2YNqQN83mnU0J1ot4QL7b99vMdIX99w='; img-src 'self' data:; \
          connect-src 'self'; frame-ancestors 'none'",
     );
     let docs = Router::<()>::from(
         SwaggerUi::new("/docs").external_url_unchecked("/openapi.json", document::document()),
     )
-    .layer(SetResponseHeaderLayer::overriding(header::CONTENT_SECURITY_POLICY, policy));
+    .layer(SetResponseHeaderLayer::overriding(header::CONTENT_SECURITY_POLICY, policy))
+    .layer(middleware::map_response(in_utf8));
     let operations = Router::new()
         .route("/livez", get(async || StatusCode::OK))
         .route("/readyz", get(ready))

@@ -24,6 +24,7 @@ use sqlx::migrate::Migrator;
 use sqlx::{PgPool, Row};
 use tidemark_events::migrations::{Schema, SchemaError};
 use tidemark_events::personal::{Clear, Personal};
+use tidemark_events::stream;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
@@ -250,6 +251,12 @@ impl Vault {
         let mut hash = [0; 32];
         hash.copy_from_slice(context.sign().as_ref());
         hash
+    }
+
+    /// The stream of the claim on an e-mail address, folded so that two spellings of it are one.
+    #[must_use]
+    pub fn claim_of_email(&self, folded: &str) -> Uuid {
+        stream::claim_of_email(&self.keyed_hash("e-mail claim", folded.as_bytes()))
     }
 
     /// Wraps every key anew that an older master key wraps. Returns how many.

@@ -26,6 +26,8 @@ pub const PRODUCTS: &str = "products";
 pub const STOCK: &str = "stock";
 /// The projection of the orders.
 pub const ORDERS: &str = "orders";
+/// The projection of who did what: acts, security events, accounts.
+pub const AUDIT: &str = "audit";
 
 /// What can go wrong with the views.
 #[derive(Debug, thiserror::Error)]

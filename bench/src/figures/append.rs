@@ -12,16 +12,31 @@ use tidemark_events::log::partitions::{self, Partitions};
 use tidemark_events::log::{Batch, Head, Log, NewEvent, PARTITION_SIZE, Swift, WriterConnection};
 use tidemark_events::order::{OrderLine, OrderPlaced};
 use tidemark_events::stock::StockReserved;
-use tidemark_events::{Currency, Fact, Metadata, Money, Position, stream};
+use tidemark_events::{Currency, Fact, Metadata, Money, Origin, Position, stream};
 use uuid::Uuid;
 
-use super::orders::{INSERT, TABLE, VALUES, pgbench};
+use super::orders::{INSERT, TABLE, VALUES, pgbench, pgbench_into};
 use super::{BASELINE_DATABASE, Settings};
 use crate::cluster::Cluster;
 use crate::error::BenchError;
 use crate::random::Random;
 use crate::report::{Bound, Row};
 use crate::scratch::Scratch;
+
+/// A table of events as the log has them, with its keys and indexes, for rows that pgbench makes up.
+const EVENTS_TABLE: &str = "CREATE TABLE events (LIKE log.events INCLUDING CONSTRAINTS); \
+    ALTER TABLE events ADD PRIMARY KEY (position), ADD UNIQUE (stream_id, version); \
+    CREATE SEQUENCE positions CACHE 200";
+
+/// A row of it: the most frequent event, with one random id for all.
+const EVENT: &str = "nextval('positions'), id, 'stock', 1, id, 'StockReserved', 1, \
+    '{\"product_id\":\"019a0000-0000-7000-8000-000000000001\",\
+    \"order_id\":\"019a0000-0000-7000-8000-000000000002\",\"quantity\":1}', \
+    id, NULL, 'customer:019a0000-0000-7000-8000-000000000004', NULL, clock_timestamp(), id";
+
+/// Its columns.
+const EVENT_COLUMNS: &str = "position, stream_id, category, version, event_id, event_type, schema_version, payload, \
+    correlation_id, causation_id, actor, traceparent, recorded_at, partition_key";
 
 /// Rows of one of pgbench's statements.
 const ROWS: usize = 200;
@@ -55,12 +70,21 @@ pub(super) async fn append(
     let (clients, tried) = best_clients(cluster, &script, settings.seconds.div_ceil(3)).await?;
 
     let mut appender = Appender::open(cluster).await?;
+    // The log is there now, and its table can be taken for a pattern.
+    cluster.execute(&cluster.database(BASELINE_DATABASE), EVENTS_TABLE).await?;
+    let statement = format!(
+        "INSERT INTO events ({EVENT_COLUMNS}) SELECT {EVENT} \
+         FROM (SELECT gen_random_uuid() AS id FROM generate_series(1, {ROWS})) AS made\n"
+    );
+    let events_script = scratch.file("events.sql", &statement)?;
     let brief = Duration::from_secs(settings.seconds.div_ceil(3));
     appender.run(GROUP, brief).await?;
-    let (mut appended, mut inserted) = (Vec::new(), Vec::new());
+    let (mut appended, mut inserted, mut alike) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..settings.rounds {
         inserted.push(pgbench(cluster, &script, clients, settings.seconds).await? * ROWS as f64);
         appended.push(appender.run(GROUP, Duration::from_secs(settings.seconds)).await?);
+        let rows = pgbench_into(cluster, "events", &events_script, 1, settings.seconds).await?;
+        alike.push(rows * ROWS as f64);
     }
     let mut others = Vec::new();
     for group in OTHER_GROUPS {
@@ -72,14 +96,22 @@ pub(super) async fn append(
         "append",
         format!("append of {EVENTS}-event batches, {GROUP} a commit"),
         "events/s",
-        appended,
+        appended.clone(),
     )
     .against(format!("pgbench, {ROWS}-row inserts, {clients} clients, rows/s"), inserted)
     .bound(Bound::Ratio(0.5))
     .note(format!("other batches a commit: {}", others.join(", ")))
     .note(format!("rows/s of pgbench by clients: {tried}"))
     .note(format!("{events} events, positions without a gap, versions as written"));
-    Ok(vec![row])
+    let like = Row::new(
+        "append-alike",
+        "the same against rows, keys and indexes of its own kind",
+        "events/s",
+        appended,
+    )
+    .against(format!("pgbench, {ROWS}-row inserts of events, 1 client, rows/s"), alike)
+    .note("a log has one writer at a time, and so has this baseline".to_owned());
+    Ok(vec![row, like])
 }
 
 /// The number of clients with the most rows a second, and what each reached.
@@ -155,6 +187,7 @@ impl Appender {
                 causation_id: None,
                 actor: format!("customer:{order_id}"),
                 traceparent: None,
+                origin: Some(Origin::V4([127, 0, 0])),
             };
             let first = self.random.below(PRODUCTS);
             let second = (first + 1 + self.random.below(PRODUCTS - 1)) % PRODUCTS;
@@ -184,7 +217,7 @@ impl Appender {
             }
         }
         match self.connection.append_at(&batch).await {
-            Swift::Committed(head) => {
+            Swift::Committed(head, _) => {
                 self.head = head;
                 Ok(())
             }

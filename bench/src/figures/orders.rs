@@ -154,7 +154,18 @@ pub(super) async fn pgbench(
     clients: usize,
     seconds: u64,
 ) -> Result<f64, BenchError> {
-    cluster.execute(&cluster.database(BASELINE_DATABASE), "TRUNCATE facts").await?;
+    pgbench_into(cluster, "facts", script, clients, seconds).await
+}
+
+/// [`pgbench`] into another table.
+pub(super) async fn pgbench_into(
+    cluster: &Cluster,
+    table: &str,
+    script: &Path,
+    clients: usize,
+    seconds: u64,
+) -> Result<f64, BenchError> {
+    cluster.execute(&cluster.database(BASELINE_DATABASE), &format!("TRUNCATE {table}")).await?;
     cluster.pgbench(BASELINE_DATABASE, script, clients, seconds).await
 }
 

@@ -186,6 +186,7 @@ fn differs(record: &Record, event: &Event) -> Option<String> {
     let optional = [
         ("ce_causationid", event.causation.map(|id| id.to_string())),
         ("ce_traceparent", event.traceparent.clone()),
+        ("ce_origin", event.origin.clone()),
     ];
     let wrong = expected.iter().find(|(name, value)| record.header(name) != value);
     let wrong_optional = optional.iter().find(|(name, value)| record.headers.get(*name) != value.as_ref());

@@ -1,10 +1,12 @@
 //! Views: every row is what the log adds up to, and there is no row more.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 
+use chrono::{DateTime, Utc};
 use serde_json::Value;
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, PgConnection, Row};
+use sqlx::{AssertSqlSafe, Decode, PgConnection, Postgres, Row, Type};
 use uuid::Uuid;
 
 use crate::check::Check;
@@ -32,7 +34,7 @@ pub(crate) async fn standing(
 pub(crate) async fn equal_fold(
     connection: &mut PgConnection,
     fold: &Fold,
-    names: [&'static str; 3],
+    names: [&'static str; 4],
 ) -> Result<Vec<Check>, ChaosError> {
     let standing = standing(connection).await?;
     let instance = |name: &str| {
@@ -40,7 +42,7 @@ pub(crate) async fn equal_fold(
         found.ok_or_else(|| ChaosError::Wrong(format!("there is no live instance of the view {name}")))
     };
     let mut checks = names.map(Check::new);
-    let [products, stock, orders] = &mut checks;
+    let [products, stock, orders, audit] = &mut checks;
     let rows = select(connection, "id, sku, name, description, department, price_amount, price_currency, status, version, created_position", &format!("products_{}", instance("products")?)).await?;
     compare(
         products,
@@ -141,6 +143,27 @@ pub(crate) async fn equal_fold(
             Ok(format!("{customer} {status} {version} {body}"))
         },
     )?;
+    let rows = select(
+        connection,
+        "position, event_type, resource, stream_id, version, actor, COALESCE(origin::text, ''), correlation_id, \
+         recorded_at",
+        &format!("audit_{}", instance("audit")?),
+    )
+    .await?;
+    compare(
+        audit,
+        "act at",
+        &rows,
+        fold.acts.iter().map(|(position, act)| (*position, act.clone())),
+        |row| {
+            let (kind, resource, stream): (String, Uuid, Uuid) =
+                (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
+            let (version, actor, origin): (i64, String, String) =
+                (row.try_get(4)?, row.try_get(5)?, row.try_get(6)?);
+            let (correlation, recorded_at): (Uuid, DateTime<Utc>) = (row.try_get(7)?, row.try_get(8)?);
+            Ok(format!("{kind} {resource} {stream} {version} {actor} {origin} {correlation} {recorded_at:?}"))
+        },
+    )?;
     Ok(checks.into())
 }
 
@@ -152,16 +175,19 @@ async fn select(connection: &mut PgConnection, columns: &str, table: &str) -> Re
 }
 
 /// Compares rows with what is expected, key by key, both written out in one way.
-fn compare(
+fn compare<K>(
     check: &mut Check,
     what: &str,
     rows: &[PgRow],
-    expected: impl Iterator<Item = (Uuid, String)>,
+    expected: impl Iterator<Item = (K, String)>,
     read: impl Fn(&PgRow) -> Result<String, sqlx::Error>,
-) -> Result<(), ChaosError> {
+) -> Result<(), ChaosError>
+where
+    K: Ord + Display + for<'row> Decode<'row, Postgres> + Type<Postgres>,
+{
     let mut found = BTreeMap::new();
     for row in rows {
-        let key: Uuid = row.try_get(0).map_err(ChaosError::database(READING))?;
+        let key: K = row.try_get(0).map_err(ChaosError::database(READING))?;
         found.insert(key, read(row).map_err(ChaosError::database(READING))?);
     }
     for (key, expected) in expected {

@@ -75,12 +75,19 @@ struct CommandAnswer {
     position: i64,
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 struct Problem {
     #[serde(rename = "type")]
     kind: String,
     #[serde(default)]
     detail: String,
+}
+
+impl Problem {
+    /// What a refusal says (RFC 9457): nothing, where it is no problem.
+    fn read(body: &[u8]) -> Self {
+        serde_json::from_slice(body).unwrap_or_default()
+    }
 }
 
 impl Client {
@@ -242,8 +249,7 @@ impl Client {
                 Some(End::Accepted(Accepted { id, status, version, epoch, position }))
             }
             400..=499 => {
-                let problem = serde_json::from_slice::<Problem>(&reply.body).ok();
-                let (kind, detail) = problem.map_or_else(Default::default, |it| (it.kind, it.detail));
+                let Problem { kind, detail } = Problem::read(&reply.body);
                 Some(End::Refused { status: reply.status, kind, detail })
             }
             _ => None,
@@ -374,4 +380,30 @@ impl Client {
 fn parse_position(text: &str) -> Option<(i32, i64)> {
     let (epoch, position) = text.split_once('-')?;
     Some((epoch.parse().ok()?, position.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Whatever an answer holds, reading it does no harm, and what is a problem is read as it was written.
+        #[test]
+        fn problems_are_read_and_nothing_else_is_taken_for_one(
+            kind in ".{0,40}",
+            detail in ".{0,80}",
+            more in ".{0,20}",
+            cut in any::<prop::sample::Index>(),
+            bytes in prop::collection::vec(any::<u8>(), 0..80),
+        ) {
+            Problem::read(&bytes);
+            let written = serde_json::json!({ "type": kind, "title": "t", "status": 409, "detail": detail, "x": more });
+            let written = serde_json::to_vec(&written).unwrap();
+            let read = Problem::read(&written);
+            prop_assert_eq!((read.kind, read.detail), (kind, detail));
+            let broken_off = Problem::read(&written[..cut.index(written.len())]);
+            prop_assert_eq!((broken_off.kind, broken_off.detail), (String::new(), String::new()));
+        }
+    }
 }

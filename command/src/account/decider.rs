@@ -596,3 +596,26 @@ fn usable(mailed: Option<Mailed>, id: Uuid, now: DateTime<Utc>) -> Result<(), Re
     let usable = mailed.is_some_and(|mailed| mailed.id == id && mailed.expires_at > now);
     usable.then_some(()).ok_or(Rejection::LinkVoid)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mailed_token_is_good_once_and_until_it_expires() {
+        let now = DateTime::from_timestamp(1_767_225_600, 0).unwrap();
+        let (id, another) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let mailed = |seconds| Some(Mailed { id, expires_at: now + chrono::TimeDelta::seconds(seconds) });
+        assert_eq!(usable(mailed(1), id, now), Ok(()));
+        for (mailed, shown) in [(mailed(0), id), (mailed(-1), id), (mailed(1), another), (None, id)] {
+            assert_eq!(usable(mailed, shown, now), Err(Rejection::LinkVoid), "{mailed:?}");
+        }
+        // What was used is forgotten.
+        let mut account = Account { verification: mailed(1), reset: mailed(1), ..Account::default() };
+        account.evolve(&AccountEvent::EmailVerified(EmailVerified {}));
+        assert_eq!(account.verification, None);
+        let changed = PasswordChanged { credential_id: another, by_reset: true, kept_session: None };
+        account.evolve(&AccountEvent::PasswordChanged(changed));
+        assert_eq!(account.reset, None);
+    }
+}

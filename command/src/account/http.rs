@@ -7,11 +7,11 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use tidemark_events::Personal;
 use tidemark_events::account::SessionEnd;
 use tidemark_events::log::Head;
 use tidemark_events::personal::Clear;
-use tidemark_events::{Metadata, Personal};
-use tidemark_http::{Actor, Class, Client, Flow, Json, OptionalJson, PathId, Problem, Role, problem};
+use tidemark_http::{Actor, Class, Client, Email, Flow, Json, OptionalJson, PathId, Problem, Role, problem};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -25,9 +25,9 @@ use super::service::{
     Accounts, Known, event_role, password_problem, reset_mail, unavailable, vault_problem, verification_mail,
 };
 use super::store::{RefreshToken, Refreshed};
-use super::value::{Email, NewPassword, Phone, ShownPassword};
+use super::value::{NewPassword, Phone, ShownPassword};
 use crate::Command;
-use crate::http::{CommandState, json, now, problem_of};
+use crate::http::{CommandState, json, metadata, now, problem_of};
 use crate::value::{AddressLine, PersonName, PostalCode, Reason};
 use crate::writer::{Accepted, Render, Rendered, Request};
 
@@ -77,12 +77,7 @@ async fn submit(
         key: None,
         if_match: None,
         now: now(),
-        metadata: Metadata {
-            correlation_id: flow.correlation_id,
-            causation_id: None,
-            actor: by,
-            traceparent: flow.traceparent,
-        },
+        metadata: metadata(flow, by),
         render,
         stop_at_rejection: false,
         bytes: 1_024,
@@ -134,13 +129,13 @@ async fn sealed(
 /// Charges who asks, by address and by what is asked about: guessing is slow from one address, and slow at one account.
 async fn charge(client: &Client, class: Class, about: &Email) -> Result<(), Problem> {
     client.check_address(class).await?;
-    client.check(class, &about.folded()).await.map(drop)
+    client.check(class, &about.folded()).await
 }
 
 /// The same for an account's password, of whoever has a token already.
 async fn charge_account(client: &Client, account_id: Uuid) -> Result<(), Problem> {
     client.check_address(Class::LogIn).await?;
-    client.check_id(Class::LogIn, account_id).await.map(drop)
+    client.check_id(Class::LogIn, account_id).await
 }
 
 /// Where a request came from, sealed.

@@ -7,16 +7,16 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgPool;
 use tidemark_events::account::AccountRole;
 use tidemark_events::log::Log;
-use tidemark_events::{Fact, Personal, stream};
+use tidemark_events::{Fact, Personal};
 use tidemark_http::access::KeyError;
-use tidemark_http::{Actor, Problem, Role, problem};
+use tidemark_http::{Actor, Email, Problem, Role, problem};
 use tidemark_vault::{Vault, VaultError};
 use uuid::Uuid;
 
 use super::decider::{Account, EmailClaim, Mailed};
 use super::password::{PasswordConfig, PasswordError, Passwords};
+use super::refused::RefusedPasswords;
 use super::store::{Lifetimes, Store};
-use super::value::Email;
 
 /// How long a mail that verifies an address can be used, and one that sets a new password.
 const VERIFY_WITHIN: TimeDelta = TimeDelta::hours(24);
@@ -30,6 +30,8 @@ const STREAM_PAGE: i64 = 5_000;
 pub struct AccountsConfig {
     /// The pool that hashes passwords.
     pub passwords: PasswordConfig,
+    /// Passwords that are refused by name.
+    pub refused_passwords: RefusedPasswords,
     /// How long tokens hold.
     pub lifetimes: Lifetimes,
     /// Roles that need a second factor.
@@ -81,7 +83,7 @@ impl Accounts {
         sign: Sign,
         config: AccountsConfig,
     ) -> Result<Self, PasswordError> {
-        let passwords = Passwords::start(config.passwords)?;
+        let passwords = Passwords::start(config.passwords, config.refused_passwords)?;
         let factor_for = config.factor_for.into_iter().map(event_role).collect();
         let store = Store::new(pool, config.lifetimes);
         Ok(Self(Arc::new(Inner { log, store, vault, passwords, sign, factor_for })))
@@ -113,7 +115,7 @@ impl Accounts {
     /// The stream of the claim on an e-mail address.
     #[must_use]
     pub fn claim_of(&self, email: &Email) -> Uuid {
-        stream::claim_of_email(&self.0.vault.keyed_hash("e-mail claim", email.folded().as_bytes()))
+        self.0.vault.claim_of_email(&email.folded())
     }
 
     /// An access token of a session.

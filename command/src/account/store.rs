@@ -430,3 +430,31 @@ async fn end(connection: &mut PgConnection, sessions: &[Uuid], access: Duration)
     .await?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refresh_tokens_are_long_and_never_the_same() {
+        let tokens: Vec<RefreshToken> = (0..1_000).filter_map(|_| RefreshToken::generate()).collect();
+        let different: std::collections::HashSet<&str> =
+            tokens.iter().map(|token| token.text.as_str()).collect();
+        assert_eq!(different.len(), 1_000);
+        let mut bits = [0_usize; 256];
+        for token in &tokens {
+            let bytes = URL_SAFE_NO_PAD.decode(token.text.as_bytes()).unwrap();
+            assert_eq!(bytes.len() * 8, bits.len());
+            assert_eq!(token.hash, hash_of(&token.text));
+            assert!(
+                !token.hash.windows(8).any(|part| bytes.windows(8).any(|of| of == part)),
+                "stored hashed"
+            );
+            for (at, bit) in bits.iter_mut().enumerate() {
+                *bit += usize::from(bytes[at / 8] >> (at % 8) & 1);
+            }
+        }
+        // Each bit is set in about half of them: 500, give or take eight deviations.
+        assert!(bits.iter().all(|set| (375..=625).contains(set)), "{bits:?}");
+    }
+}

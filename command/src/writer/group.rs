@@ -455,8 +455,11 @@ impl Loop {
             return Ok(None);
         };
         match connection.append_at(&batch).await {
-            Swift::Committed(head) => {
+            Swift::Committed(head, recorded_at) => {
                 metrics::counter!("tidemark_commits_total", "way" => "short").increment(1);
+                if let Some(appended) = batch.into_appended(recorded_at) {
+                    self.log.remember(appended);
+                }
                 Ok(Some((head, first_answers(connection, group, replies).await)))
             }
             Swift::Moved => {
@@ -479,6 +482,9 @@ impl Loop {
     /// A batch on the states as they are, with its replies; `None` when the log could not store it.
     fn decide_swiftly(&mut self, group: &[Job]) -> (Batch, Option<Vec<Option<Reply>>>) {
         let mut batch = Batch::at(self.head);
+        if self.log.is_followed() {
+            batch = batch.keeping_events();
+        }
         self.unmet = false;
         let replies = self.decide_all(group, HashMap::new(), &mut batch).ok();
         (batch, replies)

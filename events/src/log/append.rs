@@ -12,13 +12,14 @@
 //! match locked.commit().await { … }                   // Outcome::Committed, Refused or Unknown
 //! ```
 
+use chrono::{DateTime, Utc};
 use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::{ConnectOptions, Connection, Executor, PgConnection, Row};
 use uuid::Uuid;
 
 use super::load::{TAIL_LIMIT, tail};
 use super::wire::{RowType, Rows};
-use super::{Head, LogError, MAX_PAYLOAD_BYTES, NewAnswer, StoredAnswer, answers, wake};
+use super::{Appended, Head, LogError, MAX_PAYLOAD_BYTES, NewAnswer, StoredAnswer, answers, wake};
 use crate::envelope::{Metadata, RecordedEvent};
 use crate::{Fact, Position, planted};
 
@@ -69,7 +70,9 @@ pub struct Batch {
     bytes: usize,
     /// The id of the first event.
     first: Option<Uuid>,
-    /// Of `log.new_event`.
+    /// The events themselves, if somebody is to be told of them; without their time.
+    told: Option<Vec<RecordedEvent>>,
+    /// Of `log.event_to_append`.
     events: Rows,
     /// Of `log.new_stream`: first events of a stream in a partition.
     streams: Rows,
@@ -86,10 +89,29 @@ impl Batch {
             position: head.position,
             bytes: 0,
             first: None,
+            told: None,
             events: Rows::default(),
             streams: Rows::default(),
             answers: Rows::default(),
         }
+    }
+
+    /// Keeps the events, for [`Batch::into_appended`].
+    #[must_use]
+    pub fn keeping_events(mut self) -> Self {
+        self.told = Some(Vec::new());
+        self
+    }
+
+    /// The events that were committed at this time, if they were kept.
+    #[must_use]
+    pub fn into_appended(self, recorded_at: DateTime<Utc>) -> Option<Appended> {
+        let head = self.head();
+        let mut events = self.told?;
+        for event in &mut events {
+            event.recorded_at = recorded_at;
+        }
+        Some(Appended { events, after: self.start.position, head })
     }
 
     /// Where the log stands with it.
@@ -123,8 +145,8 @@ impl Batch {
     pub fn push(&mut self, event: &NewEvent<'_>) -> Result<Position, LogError> {
         let kind = event.fact.event_type();
         let position = self.position + 1 + i64::from(planted::sometimes("position-skipped"));
-        let mut payload = 0;
-        self.events.try_push(13, |row| {
+        let mut payload = 0..0;
+        self.events.try_push(14, |row| {
             row.bigint(position)
                 .uuid(event.stream_id)
                 .text(kind.category)
@@ -135,15 +157,16 @@ impl Batch {
             payload = row
                 .json(|buffer| event.fact.write_payload(buffer))
                 .map_err(|error| unstorable(kind.name, error.to_string()))?;
-            if payload > MAX_PAYLOAD_BYTES {
-                let reason = format!("{payload} bytes, the limit is {MAX_PAYLOAD_BYTES}");
+            if payload.len() > MAX_PAYLOAD_BYTES {
+                let reason = format!("{} bytes, the limit is {MAX_PAYLOAD_BYTES}", payload.len());
                 return Err(unstorable(kind.name, reason));
             }
             row.uuid(event.metadata.correlation_id)
                 .optional_uuid(event.metadata.causation_id)
                 .text(&event.metadata.actor)
                 .optional_text(event.metadata.traceparent.as_deref())
-                .uuid(event.partition_key);
+                .uuid(event.partition_key)
+                .optional_origin(event.metadata.origin);
             Ok(())
         })?;
         if let Some(partition) = event.begins {
@@ -152,7 +175,23 @@ impl Batch {
             });
         }
         self.position = position;
-        self.bytes += payload;
+        self.bytes += payload.len();
+        if let Some(told) = &mut self.told {
+            let text = String::from_utf8_lossy(&self.events.bytes()[payload]);
+            told.push(RecordedEvent {
+                position,
+                stream_id: event.stream_id,
+                category: kind.category.into(),
+                version: event.version,
+                event_id: event.event_id,
+                event_type: kind.name.into(),
+                schema_version: kind.version,
+                payload: text.into(),
+                metadata: event.metadata.clone(),
+                recorded_at: DateTime::UNIX_EPOCH,
+                partition_key: event.partition_key,
+            });
+        }
         self.first.get_or_insert(event.event_id);
         Ok(position)
     }
@@ -200,8 +239,8 @@ pub enum Outcome {
 #[derive(Debug)]
 #[must_use]
 pub enum Swift {
-    /// It is durable.
-    Committed(Head),
+    /// It is durable, and was recorded at this time.
+    Committed(Head, DateTime<Utc>),
     /// Somebody else has appended: nothing was written, go the long way.
     Moved,
     /// The database refused it (a key that was used before, for one): nothing was written.
@@ -272,8 +311,8 @@ impl WriterConnection {
     pub async fn append_at(&mut self, batch: &Batch) -> Swift {
         let Some(row_types) = self.row_types else { return Swift::Moved };
         match write(&mut self.connection, row_types, batch).await {
-            Ok(true) => Swift::Committed(batch.head()),
-            Ok(false) => Swift::Moved,
+            Ok(Some(recorded_at)) => Swift::Committed(batch.head(), recorded_at),
+            Ok(None) => Swift::Moved,
             Err(error) if is_refusal(&error) => Swift::Refused(name_refusal(error, batch.position())),
             Err(error) => Swift::Unknown(error.into()),
         }
@@ -418,11 +457,11 @@ impl Locked<'_> {
     /// [`LogError::NoPartition`]; [`LogError::Database`]. In every case: [`Locked::release`], nothing is written.
     pub async fn append(&mut self, batch: &Batch) -> Result<(), LogError> {
         match write(&mut self.writer.connection, self.row_types, batch).await {
-            Ok(true) => {
+            Ok(Some(_)) => {
                 self.appended = batch.head();
                 Ok(())
             }
-            Ok(false) => Err(LogError::Versions),
+            Ok(None) => Err(LogError::Versions),
             Err(error) => Err(name_refusal(error, batch.position())),
         }
     }
@@ -476,28 +515,30 @@ fn is_refusal(error: &sqlx::Error) -> bool {
 }
 
 /// The one statement that appends: locks the head if it is where the batch begins, moves it, writes events, streams
-/// and answers, and tells whoever listens. `false`: the head is elsewhere, nothing was written.
+/// and answers, and tells whoever listens. Returns the events' time; `None`: the head is elsewhere, nothing was written.
 async fn write(
     connection: &mut PgConnection,
     row_types: RowTypes,
     batch: &Batch,
-) -> Result<bool, sqlx::Error> {
+) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
     let Batch { start, position, events, streams, answers, .. } = batch;
     let row: Option<PgRow> = sqlx::query(
         "WITH head AS (UPDATE log.head SET position = $1, recorded_at = GREATEST(recorded_at, clock_timestamp()) \
            WHERE position = $2 AND epoch = $3 RETURNING recorded_at), \
          written AS (INSERT INTO log.events (position, stream_id, category, version, event_id, event_type, \
-             schema_version, payload, correlation_id, causation_id, actor, traceparent, recorded_at, partition_key) \
+             schema_version, payload, correlation_id, causation_id, actor, traceparent, recorded_at, partition_key, \
+             origin) \
            SELECT e.position, e.stream_id, e.category, e.version, e.event_id, e.event_type, e.schema_version, \
-             e.payload, e.correlation_id, e.causation_id, e.actor, e.traceparent, head.recorded_at, e.partition_key \
-           FROM head, unnest($4::log.new_event[]) e), \
+             e.payload, e.correlation_id, e.causation_id, e.actor, e.traceparent, head.recorded_at, e.partition_key, \
+             e.origin \
+           FROM head, unnest($4::log.event_to_append[]) e), \
          begun AS (INSERT INTO log.streams (stream_id, partition, from_version) \
            SELECT s.stream_id, s.partition, s.from_version FROM head, unnest($5::log.new_stream[]) s), \
          answered AS (INSERT INTO log.answers (key, fingerprint, status, version, position, epoch, location, body, \
              created_at) \
            SELECT a.key, a.fingerprint, a.status, a.version, a.position, $3, a.location, a.body, head.recorded_at \
            FROM head, unnest($6::log.new_answer[]) a) \
-         SELECT pg_notify($7, $8) FROM head",
+         SELECT recorded_at, pg_notify($7, $8) FROM head",
     )
     .bind(position)
     .bind(start.position)
@@ -509,7 +550,7 @@ async fn write(
     .bind(batch.head().to_string())
     .fetch_optional(connection)
     .await?;
-    Ok(row.is_some())
+    row.map(|row| row.try_get(0)).transpose()
 }
 
 /// The types that rows are sent as, as this database numbers them.
@@ -523,7 +564,7 @@ struct RowTypes {
 impl RowTypes {
     async fn of(connection: &mut PgConnection) -> Result<Self, sqlx::Error> {
         let row = sqlx::query(
-            "SELECT 'log.new_event'::regtype::oid, 'log.new_event[]'::regtype::oid, \
+            "SELECT 'log.event_to_append'::regtype::oid, 'log.event_to_append[]'::regtype::oid, \
              'log.new_stream'::regtype::oid, 'log.new_stream[]'::regtype::oid, \
              'log.new_answer'::regtype::oid, 'log.new_answer[]'::regtype::oid",
         )

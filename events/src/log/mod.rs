@@ -5,8 +5,10 @@
 //! | [`append`] | takes the lock, assigns positions, writes, commits; settles unknown outcomes |
 //! | [`load`] | the streams a decision needs, from snapshots and events, at one position |
 //! | [`read`] | batches of the log from a position |
+//! | [`recent`] | its newest events, in memory for all who follow it in this process |
 //! | [`answers`] | the answers of commands that came with an idempotency key |
 //! | [`snapshots`] | folded states that make long streams quick to load |
+//! | [`pace`] | how long whoever follows it waits between two batches |
 //! | [`partitions`] | tables made ahead of need |
 //! | [`wake`] | tells readers that the log has grown |
 //! | [`lease`] | what only one process may do at a time |
@@ -19,8 +21,10 @@ pub mod answers;
 pub mod append;
 pub mod lease;
 pub mod load;
+pub mod pace;
 pub mod partitions;
 pub mod read;
+pub mod recent;
 pub mod revocations;
 pub mod snapshots;
 pub mod wake;
@@ -37,7 +41,9 @@ pub use answers::{NewAnswer, StoredAnswer};
 pub use append::{Batch, Locked, NewEvent, Outcome, Swift, WriterConnection};
 pub use lease::Lease;
 pub use load::Loaded;
+pub use pace::Pace;
 pub use read::{Filter, Page};
+pub use recent::Appended;
 pub use snapshots::Snapshot;
 
 use crate::migrations::{Schema, SchemaError};
@@ -130,6 +136,7 @@ impl Head {
 pub struct Log {
     pool: PgPool,
     wake: Arc<wake::Wake>,
+    recent: Arc<recent::Recent>,
 }
 
 static MIGRATOR: Migrator = sqlx::migrate!("../migrations/log");
@@ -141,13 +148,13 @@ impl Log {
     /// A log in the database of `pool`.
     #[must_use]
     pub fn new(pool: PgPool) -> Self {
-        Self { pool, wake: Arc::default() }
+        Self { pool, wake: Arc::default(), recent: Arc::default() }
     }
 
-    /// The same log, and the same knowledge of where it stands, read through another pool.
+    /// The same log, with the same knowledge of where it stands and what is newest, read through another pool.
     #[must_use]
     pub fn through(&self, pool: PgPool) -> Self {
-        Self { pool, wake: Arc::clone(&self.wake) }
+        Self { pool, wake: Arc::clone(&self.wake), recent: Arc::clone(&self.recent) }
     }
 
     /// Brings the schema `log` up to date and makes the first partitions. Several processes may do so at once.

@@ -1,6 +1,7 @@
 //! Batches of the log from a position.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use sqlx::postgres::PgRow;
 use sqlx::{Row, ValueRef};
@@ -8,7 +9,7 @@ use uuid::Uuid;
 
 use super::{Head, Log, LogError};
 use crate::envelope::{Metadata, RecordedEvent};
-use crate::{Epoch, Position, fact};
+use crate::{Epoch, Origin, Position, audit, fact};
 
 /// The most positions one statement looks through, so that a narrow filter over a long log stays a short statement.
 const WINDOW: i64 = 200_000;
@@ -20,10 +21,28 @@ const PAGE_BYTES: usize = 16 * 1024 * 1024;
 macro_rules! event_columns {
     () => {
         "position, stream_id, category, version, event_id, event_type, schema_version, payload, \
-         correlation_id, causation_id, actor, traceparent, recorded_at, partition_key"
+         correlation_id, causation_id, actor, traceparent, recorded_at, partition_key, origin"
     };
 }
 pub(crate) use event_columns;
+
+/// Joins the rows `s` of `log.streams` with their events `e` that meet a condition, in those partitions alone that have
+/// any. What comes behind the condition keeps the planner from taking the subquery apart.
+macro_rules! events_of_streams {
+    ($condition:literal, $behind:literal) => {
+        concat!(
+            "log.streams s JOIN log.partitions p ON p.from_position = s.partition \
+             CROSS JOIN LATERAL (SELECT ",
+            event_columns!(),
+            " FROM log.events WHERE stream_id = s.stream_id \
+             AND position >= p.from_position AND position < p.to_position AND ",
+            $condition,
+            " ",
+            $behind,
+            ") e"
+        )
+    };
+}
 
 /// Which events to read; what is empty does not restrict.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,17 +53,43 @@ pub struct Filter {
     pub event_types: Vec<String>,
     /// Of this stream.
     pub stream_id: Option<Uuid>,
+    /// Only what belongs into the audit ([`audit::is_audited`]).
+    pub audited: bool,
+}
+
+impl Filter {
+    /// Whether it lets an event through, as [`Log::read`] does.
+    #[must_use]
+    pub fn lets_through(&self, event: &RecordedEvent) -> bool {
+        (self.categories.is_empty() || self.categories.contains(&event.category))
+            && (self.event_types.is_empty() || self.event_types.iter().any(|name| *name == event.event_type))
+            && self.stream_id.is_none_or(|stream_id| stream_id == event.stream_id)
+            && (!self.audited || audit::is_audited(event))
+    }
+
+    fn is_open(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// What one read brought.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Page {
+pub struct Page<E = RecordedEvent> {
     /// The events that the filter lets through, in the order of positions.
-    pub events: Vec<RecordedEvent>,
+    pub events: Vec<E>,
     /// Everything up to here has been looked at; the next read goes on after it.
     pub read_to: Position,
     /// The epoch of the log that was read.
     pub epoch: Epoch,
+}
+
+impl Page {
+    /// For several readers.
+    #[must_use]
+    pub fn shared(self) -> Page<Arc<RecordedEvent>> {
+        let Self { events, read_to, epoch } = self;
+        Page { events: events.into_iter().map(Arc::new).collect(), read_to, epoch }
+    }
 }
 
 impl Log {
@@ -71,37 +116,41 @@ impl Log {
             return Ok(Page { events: Vec::new(), read_to: after, epoch: head.epoch });
         }
         // The head is one row, so the events keep their order.
-        let sql = match (filter.categories.is_empty() && filter.event_types.is_empty(), filter.stream_id) {
-            (true, None) => concat!(
+        let sql = if filter.is_open() {
+            concat!(
                 "SELECT e.*, h.epoch, h.position AS head FROM log.head h LEFT JOIN LATERAL (SELECT ",
                 event_columns!(),
                 " FROM log.events \
                  WHERE position > $1 AND position <= LEAST($2, h.position) ORDER BY position LIMIT $3) e ON true"
-            ),
-            _ => concat!(
+            )
+        } else {
+            concat!(
                 "SELECT e.*, h.epoch, h.position AS head FROM log.head h LEFT JOIN LATERAL (SELECT ",
                 event_columns!(),
                 " FROM log.events \
                  WHERE position > $1 AND position <= LEAST($2, h.position) \
                  AND ($4::text[] IS NULL OR category = ANY($4)) \
                  AND ($5::text[] IS NULL OR event_type = ANY($5)) \
-                 AND ($6::uuid IS NULL OR stream_id = $6) ORDER BY position LIMIT $3) e ON true"
-            ),
+                 AND ($6::uuid IS NULL OR stream_id = $6) AND (NOT $7 OR ",
+                audit::is_audited_sql!(),
+                ") ORDER BY position LIMIT $3) e ON true"
+            )
         };
         let limit_rows = i64::try_from(limit).unwrap_or(i64::MAX);
         let mut query = sqlx::query(sql).bind(after).bind(window_end).bind(limit_rows);
-        if sql.contains("$4") {
+        if !filter.is_open() {
             let categories: Vec<&str> = filter.categories.iter().map(AsRef::as_ref).collect();
             query = query
                 .bind((!categories.is_empty()).then_some(categories))
                 .bind((!filter.event_types.is_empty()).then_some(&filter.event_types))
-                .bind(filter.stream_id);
+                .bind(filter.stream_id)
+                .bind(filter.audited);
         }
         let mut rows = query.fetch(&self.pool);
         let (mut events, mut bytes, mut head) = (Vec::<RecordedEvent>::new(), 0, None);
         while let Some(row) = rows.try_next().await? {
             if head.is_none() {
-                head = Some(Head { epoch: row.try_get(14)?, position: row.try_get(15)? });
+                head = Some(Head { epoch: row.try_get(15)?, position: row.try_get(16)? });
             }
             if row.try_get_raw(0)?.is_null() {
                 break;
@@ -135,17 +184,57 @@ impl Log {
         limit: i64,
     ) -> Result<Vec<RecordedEvent>, LogError> {
         let rows = sqlx::query(concat!(
-            "SELECT e.* FROM log.streams s JOIN log.partitions p ON p.from_position = s.partition \
-             CROSS JOIN LATERAL (SELECT ",
-            event_columns!(),
-            " FROM log.events \
-             WHERE stream_id = s.stream_id AND version > $2 \
-             AND position >= p.from_position AND position < p.to_position OFFSET 0) e \
-             WHERE s.stream_id = $1 ORDER BY e.version LIMIT $3"
+            "SELECT e.* FROM ",
+            events_of_streams!("version > $2", "OFFSET 0"),
+            " WHERE s.stream_id = $1 ORDER BY e.version LIMIT $3"
         ))
         .bind(stream_id)
         .bind(after_version)
         .bind(limit)
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows.iter().map(event_from_row).collect::<Result<_, _>>()?)
+    }
+
+    /// One stream's events before a version, the newest first, at most `limit`.
+    ///
+    /// # Errors
+    /// [`LogError::Database`].
+    pub async fn read_stream_back(
+        &self,
+        stream_id: Uuid,
+        before_version: i64,
+        limit: i64,
+    ) -> Result<Vec<RecordedEvent>, LogError> {
+        let rows = sqlx::query(concat!(
+            "SELECT e.* FROM ",
+            events_of_streams!("version < $2", "ORDER BY version DESC LIMIT $3"),
+            " WHERE s.stream_id = $1 AND s.from_version < $2 ORDER BY e.version DESC LIMIT $3"
+        ))
+        .bind(stream_id)
+        .bind(before_version)
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows.iter().map(event_from_row).collect::<Result<_, _>>()?)
+    }
+
+    /// The newest event of each of these types in each of these streams, in no particular order.
+    ///
+    /// # Errors
+    /// [`LogError::Database`].
+    pub async fn read_newest(
+        &self,
+        stream_ids: &[Uuid],
+        event_types: &[&str],
+    ) -> Result<Vec<RecordedEvent>, LogError> {
+        let rows = sqlx::query(concat!(
+            "SELECT DISTINCT ON (e.stream_id, e.event_type) e.* FROM ",
+            events_of_streams!("event_type = ANY($2)", "OFFSET 0"),
+            " WHERE s.stream_id = ANY($1) ORDER BY e.stream_id, e.event_type, e.version DESC"
+        ))
+        .bind(stream_ids)
+        .bind(event_types)
         .fetch_all(&self.pool)
         .await?;
         Ok(rows.iter().map(event_from_row).collect::<Result<_, _>>()?)
@@ -157,13 +246,9 @@ impl Log {
     /// [`LogError::Database`].
     pub async fn read_firsts(&self, stream_ids: &[Uuid]) -> Result<Vec<RecordedEvent>, LogError> {
         let rows = sqlx::query(concat!(
-            "SELECT e.* FROM log.streams s JOIN log.partitions p ON p.from_position = s.partition \
-             CROSS JOIN LATERAL (SELECT ",
-            event_columns!(),
-            " FROM log.events \
-             WHERE stream_id = s.stream_id AND version = 1 \
-             AND position >= p.from_position AND position < p.to_position OFFSET 0) e \
-             WHERE s.stream_id = ANY($1) AND s.from_version = 1"
+            "SELECT e.* FROM ",
+            events_of_streams!("version = 1", "OFFSET 0"),
+            " WHERE s.stream_id = ANY($1) AND s.from_version = 1"
         ))
         .bind(stream_ids)
         .fetch_all(&self.pool)
@@ -190,10 +275,21 @@ pub(crate) fn event_from_row(row: &PgRow) -> Result<RecordedEvent, sqlx::Error> 
             causation_id: row.try_get(9)?,
             actor: row.try_get(10)?,
             traceparent: row.try_get(11)?,
+            origin: origin(row, 14)?,
         },
         recorded_at: row.try_get(12)?,
         partition_key: row.try_get(13)?,
     })
+}
+
+/// The network in a `cidr` column.
+fn origin(row: &PgRow, column: usize) -> Result<Option<Origin>, sqlx::Error> {
+    let value = row.try_get_raw(column)?;
+    if value.is_null() {
+        return Ok(None);
+    }
+    let origin = Origin::from_cidr(value.as_bytes().map_err(sqlx::Error::Decode)?);
+    origin.map(Some).ok_or_else(|| sqlx::Error::Decode("an origin that is none".into()))
 }
 
 /// The text of a `json` column, without parsing it.

@@ -28,6 +28,13 @@ impl Default for Wake {
     }
 }
 
+impl Wake {
+    /// Epoch 0 says that none is known yet.
+    pub(super) fn known(&self) -> Head {
+        *self.head.borrow()
+    }
+}
+
 impl Log {
     /// Follows the newest head that is known to be committed. Epoch 0 says that none is known yet.
     #[must_use]

@@ -10,6 +10,8 @@
 //! bytes; a row is the number of its columns and for each its type, length (−1: null) and bytes. Numbers are
 //! big-endian.
 
+use std::ops::Range;
+
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
 use sqlx::postgres::types::Oid;
@@ -17,12 +19,15 @@ use sqlx::postgres::{PgArgumentBuffer, PgTypeInfo};
 use sqlx::{Encode, Postgres, Type};
 use uuid::Uuid;
 
+use crate::Origin;
+
 /// Types of columns, as `pg_type` numbers them in every PostgreSQL.
 const BYTEA: u32 = 17;
 const BIGINT: u32 = 20;
 const SMALLINT: u32 = 21;
 const TEXT: u32 = 25;
 const JSON: u32 = 114;
+const CIDR: u32 = 650;
 const UUID: u32 = 2950;
 
 /// A composite type and the array type of it, as this database numbers them.
@@ -64,6 +69,11 @@ impl Rows {
             Err(_) => self.bytes.truncate(begin),
         }
         written
+    }
+
+    /// All that was written.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     fn begin(&mut self, columns: i32) -> usize {
@@ -118,24 +128,37 @@ impl Row<'_> {
         }
     }
 
+    pub(super) fn optional_origin(&mut self, value: Option<Origin>) -> &mut Self {
+        let Some(value) = value else { return self.null(CIDR) };
+        self.column_by(CIDR, |buffer| value.write_cidr(buffer))
+    }
+
     pub(super) fn bytea(&mut self, value: &[u8]) -> &mut Self {
         self.column(BYTEA, value)
     }
 
-    /// JSON as `write` puts it behind what is there; returns how many bytes it is.
-    pub(super) fn json<E>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<usize, E> {
+    /// JSON as `write` puts it behind what is there; returns where it stands in [`Rows::bytes`].
+    pub(super) fn json<E>(
+        &mut self,
+        write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+    ) -> Result<Range<usize>, E> {
         self.0.extend_from_slice(&JSON.to_be_bytes());
         let begin = self.0.len();
         self.0.extend_from_slice(&[0; 4]);
         write(self.0)?;
-        Ok(write_length(self.0, begin))
+        write_length(self.0, begin);
+        Ok(begin + 4..self.0.len())
     }
 
     fn column(&mut self, column_type: u32, value: &[u8]) -> &mut Self {
+        self.column_by(column_type, |buffer| buffer.extend_from_slice(value))
+    }
+
+    fn column_by(&mut self, column_type: u32, write: impl FnOnce(&mut Vec<u8>)) -> &mut Self {
         self.0.extend_from_slice(&column_type.to_be_bytes());
         let begin = self.0.len();
         self.0.extend_from_slice(&[0; 4]);
-        self.0.extend_from_slice(value);
+        write(self.0);
         write_length(self.0, begin);
         self
     }
@@ -147,13 +170,11 @@ impl Row<'_> {
     }
 }
 
-/// Writes the length of what follows into the four bytes at `begin`; returns it. What does not fit becomes a length
-/// that the server refuses.
-fn write_length(bytes: &mut [u8], begin: usize) -> usize {
-    let length = bytes.len() - begin - 4;
-    let written = i32::try_from(length).unwrap_or(i32::MAX);
-    bytes[begin..begin + 4].copy_from_slice(&written.to_be_bytes());
-    length
+/// Writes the length of what follows into the four bytes at `begin`. What does not fit becomes a length that the server
+/// refuses.
+fn write_length(bytes: &mut [u8], begin: usize) {
+    let length = i32::try_from(bytes.len() - begin - 4).unwrap_or(i32::MAX);
+    bytes[begin..begin + 4].copy_from_slice(&length.to_be_bytes());
 }
 
 /// Rows with the type they have in this database.
@@ -202,7 +223,7 @@ mod tests {
                 buffer.extend_from_slice(b"{}");
                 Ok::<_, ()>(())
             })
-            .map(|length| assert_eq!(length, 2))
+            .map(|text| assert_eq!(text.len(), 2))
         })
         .unwrap();
         let expected = [

@@ -4,11 +4,12 @@ use std::collections::{HashMap, HashSet};
 
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 use tidemark_events::fact::OrderEvent;
+use tidemark_events::log::Filter;
 use tidemark_events::{Fact, stream};
 use tidemark_views::resource::{OrderLineResource, OrderResource};
 use uuid::Uuid;
 
-use crate::projection::{Applied, ApplyError, Event, Projection};
+use crate::projection::{Applied, ApplyError, Event, Projection, Retention};
 
 /// The projection `orders`.
 #[derive(Debug, Clone, Copy)]
@@ -23,8 +24,8 @@ impl Projection for Orders {
         1
     }
 
-    fn categories(&self) -> &'static [&'static str] {
-        &[stream::ORDER]
+    fn filter(&self) -> Filter {
+        Filter { categories: vec![stream::ORDER.into()], ..Filter::default() }
     }
 
     fn create(&self, instance: i32) -> Vec<String> {
@@ -53,7 +54,8 @@ impl Projection for Orders {
         &'a self,
         connection: &'a mut PgConnection,
         instance: i32,
-        events: &'a [Event],
+        _: Retention,
+        events: &'a [Event<'a>],
     ) -> Applied<'a> {
         Box::pin(apply(connection, instance, events))
     }
@@ -62,7 +64,7 @@ impl Projection for Orders {
 async fn apply(
     connection: &mut PgConnection,
     instance: i32,
-    events: &[Event],
+    events: &[Event<'_>],
 ) -> Result<Vec<Uuid>, ApplyError> {
     if events.is_empty() {
         return Ok(Vec::new());
@@ -87,7 +89,7 @@ async fn apply(
 
 fn fold(
     orders: &mut HashMap<Uuid, OrderResource>,
-    event: &Event,
+    event: &Event<'_>,
     fact: &OrderEvent,
 ) -> Result<(), ApplyError> {
     let id = event.stream_id;

@@ -4,10 +4,11 @@ use std::collections::{HashMap, HashSet};
 
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 use tidemark_events::fact::ProductEvent;
+use tidemark_events::log::Filter;
 use tidemark_events::{Fact, stream};
 use uuid::Uuid;
 
-use crate::projection::{Applied, ApplyError, Event, Projection};
+use crate::projection::{Applied, ApplyError, Event, Projection, Retention};
 
 /// The projection `products`.
 #[derive(Debug, Clone, Copy)]
@@ -34,8 +35,8 @@ impl Projection for Products {
         1
     }
 
-    fn categories(&self) -> &'static [&'static str] {
-        &[stream::PRODUCT]
+    fn filter(&self) -> Filter {
+        Filter { categories: vec![stream::PRODUCT.into()], ..Filter::default() }
     }
 
     fn create(&self, instance: i32) -> Vec<String> {
@@ -87,7 +88,8 @@ impl Projection for Products {
         &'a self,
         connection: &'a mut PgConnection,
         instance: i32,
-        events: &'a [Event],
+        _: Retention,
+        events: &'a [Event<'a>],
     ) -> Applied<'a> {
         Box::pin(apply(connection, instance, events))
     }
@@ -96,7 +98,7 @@ impl Projection for Products {
 async fn apply(
     connection: &mut PgConnection,
     instance: i32,
-    events: &[Event],
+    events: &[Event<'_>],
 ) -> Result<Vec<Uuid>, ApplyError> {
     if events.is_empty() {
         return Ok(Vec::new());
@@ -116,7 +118,11 @@ async fn apply(
     Ok(products.into_iter().map(|(id, _)| id).collect())
 }
 
-fn fold(products: &mut HashMap<Uuid, Product>, event: &Event, fact: &ProductEvent) -> Result<(), ApplyError> {
+fn fold(
+    products: &mut HashMap<Uuid, Product>,
+    event: &Event<'_>,
+    fact: &ProductEvent,
+) -> Result<(), ApplyError> {
     if let ProductEvent::ProductCreated(created) = fact {
         products.insert(
             event.stream_id,

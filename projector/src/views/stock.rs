@@ -4,10 +4,11 @@ use std::collections::HashMap;
 
 use sqlx::{AssertSqlSafe, PgConnection};
 use tidemark_events::fact::StockEvent;
+use tidemark_events::log::Filter;
 use tidemark_events::{Fact, stream};
 use uuid::Uuid;
 
-use crate::projection::{Applied, ApplyError, Event, Projection};
+use crate::projection::{Applied, ApplyError, Event, Projection, Retention};
 
 /// The projection `stock`.
 #[derive(Debug, Clone, Copy)]
@@ -15,6 +16,8 @@ pub struct Stock;
 
 #[derive(Default)]
 struct Change {
+    /// Whether the stock has only begun.
+    is_new: bool,
     received: i64,
     adjusted: i64,
     reserved: i64,
@@ -31,8 +34,8 @@ impl Projection for Stock {
         1
     }
 
-    fn categories(&self) -> &'static [&'static str] {
-        &[stream::STOCK_CATEGORY]
+    fn filter(&self) -> Filter {
+        Filter { categories: vec![stream::STOCK_CATEGORY.into()], ..Filter::default() }
     }
 
     fn create(&self, instance: i32) -> Vec<String> {
@@ -57,7 +60,8 @@ impl Projection for Stock {
         &'a self,
         connection: &'a mut PgConnection,
         instance: i32,
-        events: &'a [Event],
+        _: Retention,
+        events: &'a [Event<'a>],
     ) -> Applied<'a> {
         Box::pin(apply(connection, instance, events))
     }
@@ -66,12 +70,13 @@ impl Projection for Stock {
 async fn apply(
     connection: &mut PgConnection,
     instance: i32,
-    events: &[Event],
+    events: &[Event<'_>],
 ) -> Result<Vec<Uuid>, ApplyError> {
     let mut changes: HashMap<Uuid, Change> = HashMap::new();
     for event in events {
         let Fact::Stock(fact) = &event.fact else { continue };
         let change = changes.entry(fact.product_id()).or_default();
+        change.is_new |= event.version == 1;
         change.version = event.version;
         match fact {
             StockEvent::StockReceived(received) => change.received += received.quantity,
@@ -91,26 +96,68 @@ async fn apply(
     let mut changes: Vec<(Uuid, Change)> = changes.into_iter().collect();
     changes.sort_unstable_by_key(|(product, _)| *product);
     let keys: Vec<Uuid> = changes.iter().map(|(product, _)| *product).collect();
-    let column =
-        |value: fn(&Change) -> i64| changes.iter().map(|(_, change)| value(change)).collect::<Vec<_>>();
-    sqlx::query(AssertSqlSafe(format!(
-        "INSERT INTO views.stock_{instance} AS s \
+    let (new, known): (Vec<_>, Vec<_>) = changes.into_iter().partition(|(_, change)| change.is_new);
+    insert(connection, instance, &new).await?;
+    update(connection, instance, &known).await?;
+    Ok(keys)
+}
+
+async fn insert(
+    connection: &mut PgConnection,
+    instance: i32,
+    new: &[(Uuid, Change)],
+) -> Result<(), ApplyError> {
+    let statement = format!(
+        "INSERT INTO views.stock_{instance} \
            (product_id, received, adjusted, reserved, shipped, available, version) \
          SELECT product_id, received, adjusted, reserved, shipped, received + adjusted - reserved - shipped, version \
-         FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[]) \
-           AS u (product_id, received, adjusted, reserved, shipped, version) \
-         ON CONFLICT (product_id) DO UPDATE SET received = s.received + excluded.received, \
-           adjusted = s.adjusted + excluded.adjusted, reserved = s.reserved + excluded.reserved, \
-           shipped = s.shipped + excluded.shipped, available = s.available + excluded.available, \
-           version = excluded.version"
-    )))
-    .bind(&keys)
-    .bind(column(|change| change.received))
-    .bind(column(|change| change.adjusted))
-    .bind(column(|change| change.reserved))
-    .bind(column(|change| change.shipped))
-    .bind(column(|change| change.version))
-    .execute(connection)
-    .await?;
-    Ok(keys)
+         FROM {CHANGES}"
+    );
+    write(connection, statement, new).await
+}
+
+/// Apart from [`insert`]: a conflict that is to be expected costs a lock of its row, and a record of that in the
+/// write-ahead log, before the update itself.
+async fn update(
+    connection: &mut PgConnection,
+    instance: i32,
+    known: &[(Uuid, Change)],
+) -> Result<(), ApplyError> {
+    let statement = format!(
+        "UPDATE views.stock_{instance} s SET received = s.received + u.received, \
+           adjusted = s.adjusted + u.adjusted, reserved = s.reserved + u.reserved, shipped = s.shipped + u.shipped, \
+           available = s.available + u.received + u.adjusted - u.reserved - u.shipped, version = u.version \
+         FROM {CHANGES} WHERE s.product_id = u.product_id"
+    );
+    write(connection, statement, known).await
+}
+
+const CHANGES: &str = "unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[]) \
+    AS u (product_id, received, adjusted, reserved, shipped, version)";
+
+async fn write(
+    connection: &mut PgConnection,
+    statement: String,
+    changes: &[(Uuid, Change)],
+) -> Result<(), ApplyError> {
+    if changes.is_empty() {
+        return Ok(());
+    }
+    let column =
+        |value: fn(&Change) -> i64| changes.iter().map(|(_, change)| value(change)).collect::<Vec<_>>();
+    let written = sqlx::query(AssertSqlSafe(statement))
+        .bind(changes.iter().map(|(product, _)| *product).collect::<Vec<_>>())
+        .bind(column(|change| change.received))
+        .bind(column(|change| change.adjusted))
+        .bind(column(|change| change.reserved))
+        .bind(column(|change| change.shipped))
+        .bind(column(|change| change.version))
+        .execute(connection)
+        .await?
+        .rows_affected();
+    if written != changes.len() as u64 {
+        let text = format!("{} stocks have changed, {written} of them are in the view", changes.len());
+        return Err(ApplyError::Misfit(text));
+    }
+    Ok(())
 }

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use url::Url;
 
 use super::Deployment;
@@ -73,6 +75,10 @@ checks! {
     "S04" "token secret" secret_used_twice => "give each its own";
     "S05" "token key" key_missing => "put the same key into the directory of every process, or set TIDEMARK_TOKEN_SECRET";
     "S06" "token key" key_for_others => "chmod 600 the key, chmod 700 its directory";
+    "S09" "master key" well_known_master_key => "make one: openssl rand -base64 32, and wrap the keys anew: tidemark keys rewrap";
+    "S10" "master key" master_key_used_twice => "give each its own";
+    "S11" "master key" master_key_missing => "set TIDEMARK_MASTER_KEY alike for command and query, and keep a copy in two places";
+    "S12" "master key" master_key_for_others => "chmod 600 the key, chmod 700 its directory";
     "S07" "data directory" directory_for_others => "chmod 755 or less";
     "S08" "settings" misspelt => "correct the name, or unset it";
     "H01" "TLS" no_tls => "set TIDEMARK_TLS_CERTIFICATE and TIDEMARK_TLS_KEY, or listen on loopback behind a proxy that has TLS";
@@ -81,6 +87,7 @@ checks! {
     "H04" "TLS" tls_key_for_others => "chmod 600 the key";
     "H05" "HSTS" no_public_url => "set TIDEMARK_PUBLIC_URL to the https address that clients use";
     "H06" "HSTS" plain_public_url => "use https: without it no Strict-Transport-Security is sent";
+    "H15" "public URL" local_public_url => "the address that clients reach: mails name it";
     "H07" "hosts" any_host => "set TIDEMARK_ALLOWED_HOSTS to the names that clients use";
     "H08" "CORS" any_origin => "list the origins of your own pages";
     "H09" "CORS" plain_origin => "use https origins";
@@ -122,6 +129,11 @@ checks! {
     "R03" "Redis password" redis_without_password => "requirepass or a user of its own, in the URL";
     "R04" "Redis memory" |it| redis_setting(it, "maxmemory", |value| value == "0") => "set maxmemory, as deploy/redis.conf does";
     "R05" "Redis memory" |it| redis_setting(it, "maxmemory-policy", |value| !value.contains("lru") && !value.contains("lfu")) => "maxmemory-policy volatile-lru";
+    "M01" "mails" mails_in_files => "set TIDEMARK_SMTP_URL: else nobody gets a mail, and each stays in a file with its token";
+    "M02" "mails" smtp_without_tls => "smtps://, or smtp://…?tls=required";
+    "M03" "mails" smtp_without_password => "a user and a password in TIDEMARK_SMTP_URL";
+    "M04" "mails" sender_of_nowhere => "TIDEMARK_MAIL_FROM to an address of your own domain";
+    "A01" "passwords" no_refused_passwords => "name a list of common passwords (TIDEMARK_REFUSED_PASSWORDS), the 3,000 most common of 12 characters or more at least";
     "K01" "Kafka" kafka_without_tls => "keep it within a private network: the brokers are spoken to without TLS";
     "K02" "Kafka" one_broker => "name several brokers";
 }
@@ -136,6 +148,7 @@ fn databases(it: &Deployment) -> Vec<(&'static str, Url)> {
         "TIDEMARK_VIEWS_URL",
         "TIDEMARK_VIEWS_POOL_URL",
         "TIDEMARK_REPLICA_URLS",
+        "TIDEMARK_VAULT_URL",
     ];
     let urls = names.into_iter().filter_map(|name| Some((name, it.get(name)?)));
     urls.flat_map(|(name, urls)| urls.split(',').filter_map(move |url| Some((name, url.parse().ok()?))))
@@ -216,12 +229,61 @@ fn keys(it: &Deployment) -> std::path::PathBuf {
     Path::new(it.get("TIDEMARK_DATA_DIR").unwrap_or("data")).join("keys")
 }
 
+const MASTER: &str = "TIDEMARK_MASTER_KEY";
+
+/// The master keys: what is set, and else what the file holds.
+fn master_keys(it: &Deployment) -> Vec<String> {
+    let given = it.get(MASTER).map(str::to_owned);
+    let text = given.or_else(|| std::fs::read_to_string(master_key_file(it)).ok()).unwrap_or_default();
+    let parts = text.split(|c: char| c == ',' || c.is_whitespace()).filter(|part| !part.is_empty());
+    parts.map(str::to_owned).collect()
+}
+
+fn master_key_file(it: &Deployment) -> std::path::PathBuf {
+    keys(it).join("master.key")
+}
+
+/// Bytes that somebody has written down: in steps, or letters of a word.
+fn is_made_up(key: &[u8]) -> bool {
+    let steps: BTreeSet<u8> = key.windows(2).map(|pair| pair[1].wrapping_sub(pair[0])).collect();
+    // 32 random bytes have 30 different ones on average, and fewer than 20 of 31 steps never.
+    steps.len() < 20 || key.iter().all(u8::is_ascii_graphic)
+}
+
+fn well_known_master_key(it: &Deployment) -> Vec<String> {
+    let weak = |text: &String| STANDARD.decode(text).is_ok_and(|key| is_made_up(&key));
+    let numbered = (1..).zip(master_keys(it));
+    numbered.filter(|(_, key)| weak(key)).map(|(at, _)| format!("master key {at} is not random")).collect()
+}
+
+fn master_key_used_twice(it: &Deployment) -> Vec<String> {
+    let keys = master_keys(it);
+    let others =
+        ["TIDEMARK_TOKEN_SECRET"].into_iter().filter_map(|name| Some((name, it.get(name)?.to_owned())));
+    let passwords =
+        databases(it).into_iter().filter_map(|(name, url)| Some((name, url.password()?.to_owned())));
+    let same = others.chain(passwords).filter(|(_, secret)| keys.contains(secret));
+    same.map(|(name, _)| format!("{MASTER} stands in {name}, too")).collect()
+}
+
+fn master_key_missing(it: &Deployment) -> Vec<String> {
+    let missing = it.is_cluster() && it.get(MASTER).is_none() && !master_key_file(it).exists();
+    one(missing.then_some("there is no master key: each process would make one of its own"))
+}
+
+fn master_key_for_others(it: &Deployment) -> Vec<String> {
+    let file = master_key_file(it);
+    let mode = mode(&file).filter(|mode| it.get(MASTER).is_none() && mode & 0o077 != 0);
+    one(mode.map(|mode| format!("{} has mode {mode:o}", file.display())))
+}
+
 fn mode(path: &Path) -> Option<u32> {
     std::fs::metadata(path).ok().map(|found| found.permissions().mode() & 0o777)
 }
 
 fn key_for_others(it: &Deployment) -> Vec<String> {
     let files = std::fs::read_dir(keys(it)).into_iter().flatten().flatten().map(|file| file.path());
+    let files = files.filter(|path| *path != master_key_file(it));
     let open = files.filter_map(|path| Some((mode(&path)?, path))).filter(|(mode, _)| mode & 0o077 != 0);
     open.map(|(mode, path)| format!("{} has mode {mode:o}", path.display())).collect()
 }
@@ -283,10 +345,56 @@ fn plain_public_url(it: &Deployment) -> Vec<String> {
     one(plain.map(|url| format!("TIDEMARK_PUBLIC_URL is {url}")))
 }
 
+fn local_public_url(it: &Deployment) -> Vec<String> {
+    let url = it.get("TIDEMARK_PUBLIC_URL");
+    let local = url.filter(|url| url.parse::<Url>().is_ok_and(|url| url.host_str().is_none_or(is_local)));
+    one(local.map(|url| format!("TIDEMARK_PUBLIC_URL is {url}: nobody else can follow it")))
+}
+
+/// Whether it is meant for others than who runs it.
+fn is_for_others(it: &Deployment) -> bool {
+    listens_beyond(it).is_some() || it.get("TIDEMARK_PUBLIC_URL").is_some()
+}
+
+const SMTP: &str = "TIDEMARK_SMTP_URL";
+
+fn smtp(it: &Deployment) -> Option<Url> {
+    it.get(SMTP)?.parse().ok()
+}
+
+fn mails_in_files(it: &Deployment) -> Vec<String> {
+    let in_files = it.get(SMTP).is_none() && is_for_others(it);
+    one(in_files.then_some("mails are written to files"))
+}
+
+fn smtp_without_tls(it: &Deployment) -> Vec<String> {
+    let plain = smtp(it).filter(|url| {
+        let is_required = url.query_pairs().any(|(name, value)| name == "tls" && value == "required");
+        url.scheme() == "smtp" && !is_required && !is_here(url)
+    });
+    one(plain.map(|_| format!("{SMTP} goes to another machine and does not insist on TLS")))
+}
+
+fn smtp_without_password(it: &Deployment) -> Vec<String> {
+    let open = smtp(it).filter(|url| url.password().is_none() && !is_here(url));
+    one(open.map(|_| format!("{SMTP} goes to another machine without a password")))
+}
+
+fn sender_of_nowhere(it: &Deployment) -> Vec<String> {
+    let from = it.get("TIDEMARK_MAIL_FROM").unwrap_or("no-reply@localhost");
+    let domain = from.rsplit_once('@').map_or("", |(_, domain)| domain.trim_end_matches('>'));
+    let nowhere = it.get(SMTP).is_some() && (is_local(domain) || !domain.contains('.'));
+    one(nowhere.then(|| format!("mails come from {from}")))
+}
+
+fn no_refused_passwords(it: &Deployment) -> Vec<String> {
+    let guessed_alone = it.get("TIDEMARK_REFUSED_PASSWORDS").is_none();
+    one(guessed_alone.then_some("only how hard a password is to guess is looked at, no list of common ones"))
+}
+
 fn any_host(it: &Deployment) -> Vec<String> {
     let hosts = list(it, "TIDEMARK_ALLOWED_HOSTS");
-    let is_public = listens_beyond(it).is_some() || it.get("TIDEMARK_PUBLIC_URL").is_some();
-    let open = (hosts.is_empty() && is_public) || hosts.contains(&"*");
+    let open = (hosts.is_empty() && is_for_others(it)) || hosts.contains(&"*");
     one(open.then_some("requests for any host are answered"))
 }
 
@@ -544,6 +652,7 @@ mod tests {
 
     const STRONG_SECRET: &str = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
     const PASSWORD: &str = "kqzvJ7wq2Xr9mTnB4c";
+    const MASTER_KEY: &str = "b9Zk3o1n0rQ7bTGdPz1JtC2oKJ2xGm0c4fY8uE5sVqA=";
 
     fn settings(all: &[(&str, &str)]) -> BTreeMap<String, String> {
         all.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
@@ -554,9 +663,14 @@ mod tests {
         let log = format!("postgres://log_role:{PASSWORD}a@db1.example.org/log?sslmode=verify-full");
         let views = format!("postgres://views_role:{PASSWORD}b@db2.example.org/views?sslmode=verify-full");
         let redis = format!("rediss://shop:{PASSWORD}c@redis.example.org");
+        let smtp = format!("smtps://shop:{PASSWORD}d@mail.example.org");
         Deployment {
             env: settings(&[
                 ("TIDEMARK_TOKEN_SECRET", STRONG_SECRET),
+                ("TIDEMARK_MASTER_KEY", MASTER_KEY),
+                ("TIDEMARK_SMTP_URL", &smtp),
+                ("TIDEMARK_MAIL_FROM", "Shop <shop@example.org>"),
+                ("TIDEMARK_REFUSED_PASSWORDS", "/etc/tidemark/passwords"),
                 ("TIDEMARK_LOG_URL", &log),
                 ("TIDEMARK_VIEWS_URL", &views),
                 ("TIDEMARK_REDIS_URL", &redis),
@@ -586,6 +700,10 @@ mod tests {
                 "LIMITS",
                 "REPLICA_URLS",
                 "VIEWS_POOL_URL",
+                "MASTER_KEY",
+                "SMTP_URL",
+                "MAIL_FROM",
+                "REFUSED_PASSWORDS",
             ]
             .map(|name| format!("TIDEMARK_{name}"))
             .into(),
@@ -658,7 +776,18 @@ mod tests {
         };
         open(&key, 0o644);
         open(directory.path(), 0o777);
+        let master = keys.join("master.key");
+        std::fs::write(&master, MASTER_KEY).unwrap();
+        open(&master, 0o640);
         let (data, key) = (directory.path().to_str().unwrap(), key.to_str().unwrap());
+        let without_master = |changes: &[(&str, &str)]| {
+            let mut deployment = with(changes);
+            deployment.env.remove("TIDEMARK_MASTER_KEY");
+            deployment
+        };
+        let counted = STANDARD.encode((0..32).collect::<Vec<u8>>());
+        let a_word = STANDARD.encode("this-is-what-somebody-has-typed!");
+        let two = format!("{MASTER_KEY},{counted}");
         let without_secret = |changes: &[(&str, &str)]| {
             let mut deployment = with(changes);
             deployment.env.remove("TIDEMARK_TOKEN_SECRET");
@@ -682,6 +811,12 @@ mod tests {
             ("S05", without_secret(&[("TIDEMARK_DATA_DIR", "/nowhere")])),
             ("S06", without_secret(&[("TIDEMARK_DATA_DIR", data)])),
             ("S07", with(&[("TIDEMARK_DATA_DIR", data)])),
+            ("S09", with(&[("TIDEMARK_MASTER_KEY", &counted)])),
+            ("S09", with(&[("TIDEMARK_MASTER_KEY", &a_word)])),
+            ("S09", with(&[("TIDEMARK_MASTER_KEY", &two)])),
+            ("S10", with(&[("TIDEMARK_TOKEN_SECRET", MASTER_KEY)])),
+            ("S11", without_master(&[("TIDEMARK_DATA_DIR", "/nowhere")])),
+            ("S12", without_master(&[("TIDEMARK_DATA_DIR", data)])),
             ("S08", with(&[("TIDEMARK_ALOWED_HOSTS", "shop.example.org")])),
             ("H01", with(&[("TIDEMARK_LISTEN", "0.0.0.0:80")])),
             ("H02", with(&[("TIDEMARK_TLS_CERTIFICATE", key)])),
@@ -689,6 +824,8 @@ mod tests {
             ("H04", with(&[("TIDEMARK_TLS_CERTIFICATE", key), ("TIDEMARK_TLS_KEY", key)])),
             ("H05", with(&[("TIDEMARK_PUBLIC_URL", "")])),
             ("H06", with(&[("TIDEMARK_PUBLIC_URL", "http://shop.example.org")])),
+            ("H15", with(&[("TIDEMARK_PUBLIC_URL", "https://localhost:8443")])),
+            ("H15", with(&[("TIDEMARK_PUBLIC_URL", "http://127.0.0.1:8080")])),
             ("H07", with(&[("TIDEMARK_ALLOWED_HOSTS", "*")])),
             ("H07", with(&[("TIDEMARK_ALLOWED_HOSTS", "")])),
             ("H08", with(&[("TIDEMARK_CORS_ORIGINS", "*")])),
@@ -735,6 +872,20 @@ mod tests {
             ("R03", with(&[("TIDEMARK_REDIS_URL", "rediss://redis.example.org")])),
             ("R04", with_redis("maxmemory", "0")),
             ("R05", with_redis("maxmemory-policy", "noeviction")),
+            ("D04", with(&[("TIDEMARK_VAULT_URL", "postgres://vault:short@127.0.0.1/vault")])),
+            ("M01", with(&[("TIDEMARK_SMTP_URL", "")])),
+            ("M02", with(&[("TIDEMARK_SMTP_URL", "smtp://shop:kqzvJ7wq2Xr9mTnB4cd@mail.example.org")])),
+            (
+                "M02",
+                with(&[(
+                    "TIDEMARK_SMTP_URL",
+                    "smtp://shop:kqzvJ7wq2Xr9mTnB4cd@mail.example.org?tls=opportunistic",
+                )]),
+            ),
+            ("M03", with(&[("TIDEMARK_SMTP_URL", "smtps://mail.example.org")])),
+            ("M04", with(&[("TIDEMARK_MAIL_FROM", "")])),
+            ("M04", with(&[("TIDEMARK_MAIL_FROM", "Shop <shop@intranet>")])),
+            ("A01", with(&[("TIDEMARK_REFUSED_PASSWORDS", "")])),
             ("K01", with(&[("TIDEMARK_KAFKA_BROKERS", "127.0.0.1:9092,kafka.example.org:9092")])),
             ("K02", with(&[("TIDEMARK_KAFKA_BROKERS", "kafka.example.org:9092")])),
         ];

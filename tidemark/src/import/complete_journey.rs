@@ -24,7 +24,7 @@ use tidemark_command::writer::Rendered;
 use tidemark_command::{Answer, Command, CommandError, Rejection, Request, Writer, WriterConfig};
 use tidemark_events::log::Log;
 use tidemark_events::{Currency, Metadata, Money};
-use tidemark_projector::{Feed, ProjectorConfig, Supervisor};
+use tidemark_projector::{Feed, ProjectorConfig, Retention, Supervisor};
 use tidemark_views::instance::{self, State};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -63,12 +63,19 @@ pub(super) async fn run(options: CompleteJourneyOptions) -> Result<(), Failure> 
     open(&lines, LINE_COLUMNS)?;
     let database = Database::open(&options.data, false).await?;
     let report = options.report.clone().unwrap_or_else(|| database.data_dir.join("import-report.csv"));
-    let imported = import(&database, &products, &lines, &report).await;
+    let retention = options.retention.retention();
+    let imported = import(&database, &products, &lines, &report, retention).await;
     database.close().await?;
     imported
 }
 
-async fn import(database: &Database, products: &Path, lines: &Path, report: &Path) -> Result<(), Failure> {
+async fn import(
+    database: &Database,
+    products: &Path,
+    lines: &Path,
+    report: &Path,
+    retention: Retention,
+) -> Result<(), Failure> {
     let log = database.log(6).await?;
     let (writer_stop, stop) = (CancellationToken::new(), CancellationToken::new());
     let listening = log.spawn_listener(database.options.clone(), stop.clone());
@@ -80,7 +87,7 @@ async fn import(database: &Database, products: &Path, lines: &Path, report: &Pat
             log: log.clone(),
             kafka: None,
             views: database.options.clone(),
-            config: ProjectorConfig::default(),
+            config: ProjectorConfig { retention, ..ProjectorConfig::default() },
             only: Vec::new(),
         },
         stop.clone(),
@@ -388,6 +395,7 @@ fn request(id: Uuid, commands: Vec<Command>, now: DateTime<Utc>) -> Request {
             causation_id: None,
             actor: "import:complete-journey".to_owned(),
             traceparent: None,
+            origin: None,
         },
         render: |outcomes| match outcomes.first() {
             Some(Ok(_)) => Some(Rendered { status: 201, location: None, body: Vec::new() }),
