@@ -22,7 +22,7 @@
 //! value.
 
 use std::borrow::Cow;
-use std::fmt::Write;
+use std::fmt::{Display, Write};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use rdkafka::Message;
@@ -54,7 +54,7 @@ pub(crate) const SPECVERSION: &str = "1.0";
 pub struct Record {
     /// Its place in the log: the partition holds everything of its own up to here.
     pub at: Head,
-    /// The event; a watermark has none.
+    /// The event; a watermark has none, and neither has one that is not wanted.
     pub event: Option<RecordedEvent>,
 }
 
@@ -91,63 +91,81 @@ impl Time {
 /// The headers of an event.
 #[must_use]
 pub fn headers(epoch: Epoch, event: &RecordedEvent, time: &mut Time) -> OwnedHeaders {
-    let mut text = String::with_capacity(48);
-    let mut headers = OwnedHeaders::new_with_capacity(17);
-    let mut put = |name: &str, value: std::fmt::Arguments<'_>| {
-        text.clear();
-        // Writing to a string cannot fail.
-        text.write_fmt(value).ok();
-        headers = std::mem::take(&mut headers).insert(Header { key: name, value: Some(text.as_str()) });
-    };
-    put("content-type", format_args!("{CONTENT_TYPE}"));
-    put("ce_specversion", format_args!("{SPECVERSION}"));
-    put("ce_id", format_args!("{}", event.event_id));
-    put("ce_source", format_args!("{SOURCE}{}", event.category));
-    put("ce_type", format_args!("{}", event.event_type));
-    put("ce_time", format_args!("{}", time.of(event.recorded_at)));
-    put("ce_subject", format_args!("{}", event.stream_id));
-    put("ce_partitionkey", format_args!("{}", event.partition_key));
-    put("ce_epoch", format_args!("{epoch}"));
-    put("ce_position", format_args!("{}", event.position));
-    put("ce_streamversion", format_args!("{}", event.version));
-    put("ce_schemaversion", format_args!("{}", event.schema_version));
-    put("ce_correlationid", format_args!("{}", event.metadata.correlation_id));
-    if let Some(causation_id) = event.metadata.causation_id {
-        put("ce_causationid", format_args!("{causation_id}"));
+    let metadata = &event.metadata;
+    let mut writer = Writer::new(17)
+        .text("content-type", CONTENT_TYPE)
+        .text("ce_specversion", SPECVERSION)
+        .uuid("ce_id", event.event_id)
+        .shown("ce_source", format_args!("{SOURCE}{}", event.category))
+        .text("ce_type", &event.event_type)
+        .text("ce_time", time.of(event.recorded_at))
+        .uuid("ce_subject", event.stream_id)
+        .uuid("ce_partitionkey", event.partition_key)
+        .shown("ce_epoch", epoch)
+        .shown("ce_position", event.position)
+        .shown("ce_streamversion", event.version)
+        .shown("ce_schemaversion", event.schema_version)
+        .uuid("ce_correlationid", metadata.correlation_id);
+    if let Some(causation_id) = metadata.causation_id {
+        writer = writer.uuid("ce_causationid", causation_id);
     }
-    put("ce_actor", format_args!("{}", event.metadata.actor));
-    if let Some(traceparent) = &event.metadata.traceparent {
-        put("ce_traceparent", format_args!("{traceparent}"));
+    writer = writer.text("ce_actor", &metadata.actor);
+    if let Some(traceparent) = &metadata.traceparent {
+        writer = writer.text("ce_traceparent", traceparent);
     }
-    if let Some(origin) = event.metadata.origin {
-        put("ce_origin", format_args!("{origin}"));
+    if let Some(origin) = metadata.origin {
+        writer = writer.shown("ce_origin", origin);
     }
-    headers
+    writer.headers
 }
 
 /// The headers of a watermark.
 #[must_use]
 pub fn watermark(place: Head, at: DateTime<Utc>) -> OwnedHeaders {
-    let texts = [
-        ("content-type", CONTENT_TYPE.to_owned()),
-        ("ce_specversion", SPECVERSION.to_owned()),
-        ("ce_id", place.to_string()),
-        ("ce_source", LOG_SOURCE.to_owned()),
-        ("ce_type", WATERMARK.to_owned()),
-        ("ce_time", at.to_rfc3339_opts(SecondsFormat::Micros, true)),
-        ("ce_epoch", place.epoch.to_string()),
-        ("ce_position", place.position.to_string()),
-    ];
-    texts.iter().fold(OwnedHeaders::new_with_capacity(texts.len()), |headers, (key, value)| {
-        headers.insert(Header { key, value: Some(value.as_str()) })
-    })
+    Writer::new(8)
+        .text("content-type", CONTENT_TYPE)
+        .text("ce_specversion", SPECVERSION)
+        .shown("ce_id", place)
+        .text("ce_source", LOG_SOURCE)
+        .text("ce_type", WATERMARK)
+        .text("ce_time", &at.to_rfc3339_opts(SecondsFormat::Micros, true))
+        .shown("ce_epoch", place.epoch)
+        .shown("ce_position", place.position)
+        .headers
 }
 
-/// Reads a record.
+/// Headers in the making: each is copied where it is put, so one buffer does for all that have to be written first.
+struct Writer {
+    headers: OwnedHeaders,
+    buffer: String,
+}
+
+impl Writer {
+    fn new(count: usize) -> Self {
+        Self { headers: OwnedHeaders::new_with_capacity(count), buffer: String::with_capacity(48) }
+    }
+
+    fn text(self, key: &str, value: &str) -> Self {
+        Self { headers: self.headers.insert(Header { key, value: Some(value) }), ..self }
+    }
+
+    fn uuid(self, key: &str, value: Uuid) -> Self {
+        self.text(key, value.hyphenated().encode_lower(&mut Uuid::encode_buffer()))
+    }
+
+    fn shown(mut self, key: &str, value: impl Display) -> Self {
+        self.buffer.clear();
+        // Writing to a string cannot fail.
+        write!(self.buffer, "{value}").ok();
+        Self { headers: self.headers.insert(Header { key, value: Some(&self.buffer) }), ..self }
+    }
+}
+
+/// Reads a record; of an event in a category that is not wanted, its place alone.
 ///
 /// # Errors
 /// [`Misfit`] when it is no event of a log and no watermark.
-pub fn parse<M: Message>(message: &M) -> Result<Record, Misfit> {
+pub fn parse<M: Message>(message: &M, is_wanted: impl Fn(&str) -> bool) -> Result<Record, Misfit> {
     let found = Found::of(message);
     let epoch = found.parsed("ce_epoch", found.epoch)?;
     let position = found.parsed("ce_position", found.position)?;
@@ -160,6 +178,9 @@ pub fn parse<M: Message>(message: &M) -> Result<Record, Misfit> {
     }
     let source = found.text("ce_source", found.source)?;
     let category = source.strip_prefix(SOURCE).ok_or(Misfit::Unreadable("ce_source"))?;
+    if !is_wanted(category) {
+        return Ok(Record { at: Head { epoch, position }, event: None });
+    }
     let time = found.text("ce_time", found.time)?;
     let payload = message.payload().and_then(|value| std::str::from_utf8(value).ok()).ok_or(Misfit::Value)?;
     Ok(Record {
@@ -305,14 +326,16 @@ mod tests {
         }
     }
 
+    fn read(message: OwnedMessage) -> Result<Record, Misfit> {
+        parse(&message, |_| true)
+    }
+
     #[test]
     fn an_event_comes_back_as_it_was() {
         let mut event = event();
         for _ in 0..2 {
-            let read = parse(&message(
-                Some(headers(2, &event, &mut Time::default())),
-                Some(event.payload.as_bytes()),
-            ));
+            let read =
+                read(message(Some(headers(2, &event, &mut Time::default())), Some(event.payload.as_bytes())));
             assert_eq!(read, Ok(Record { at: Head { epoch: 2, position: 7 }, event: Some(event.clone()) }));
             event.metadata.causation_id = None;
             event.metadata.traceparent = None;
@@ -324,7 +347,7 @@ mod tests {
 
     #[test]
     fn a_watermark_comes_back_as_it_was() {
-        let read = parse(&message(
+        let read = read(message(
             Some(watermark(Head { epoch: 2, position: 9 }, event().recorded_at)),
             Some(NOTHING.as_bytes()),
         ));
@@ -332,16 +355,25 @@ mod tests {
     }
 
     #[test]
+    fn of_what_nobody_wants_the_place_is_read() {
+        let headers = headers(2, &event(), &mut Time::default());
+        let message = message(Some(headers), Some(b"{}"));
+        let place = Record { at: Head { epoch: 2, position: 7 }, event: None };
+        assert_eq!(parse(&message, |category| category == "stock"), Ok(place));
+        assert!(parse(&message, |category| category == "order").unwrap().event.is_some());
+    }
+
+    #[test]
     fn what_is_none_of_ours_is_told_apart() {
-        assert_eq!(parse(&message(None, Some(b"x"))), Err(Misfit::Missing("ce_epoch")));
+        assert_eq!(read(message(None, Some(b"x"))), Err(Misfit::Missing("ce_epoch")));
         let whole = headers(2, &event(), &mut Time::default());
-        assert_eq!(parse(&message(Some(whole.clone()), None)), Err(Misfit::Value));
-        assert_eq!(parse(&message(Some(whole.clone()), Some(b"\xff"))), Err(Misfit::Value));
+        assert_eq!(read(message(Some(whole.clone()), None)), Err(Misfit::Value));
+        assert_eq!(read(message(Some(whole.clone()), Some(b"\xff"))), Err(Misfit::Value));
         for name in
             ["ce_position", "ce_subject", "ce_time", "ce_specversion", "ce_source", "ce_id", "ce_origin"]
         {
             let broken = whole.clone().insert(Header { key: name, value: Some("no such thing") });
-            let read = parse(&message(Some(broken), Some(b"{}")));
+            let read = read(message(Some(broken), Some(b"{}")));
             assert_eq!(read, Err(Misfit::Unreadable(name)));
         }
     }
@@ -358,7 +390,7 @@ mod tests {
                 let key = &key.replace('\0', "");
                 headers.insert(Header { key, value: Some(value) })
             });
-            prop_assert!(parse(&message(Some(headers), payload.as_deref())).is_err());
+            prop_assert!(read(message(Some(headers), payload.as_deref())).is_err());
         }
     }
 }

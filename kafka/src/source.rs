@@ -15,7 +15,7 @@ use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, Message, Offset, TopicPartitionList};
 use tidemark_events::RecordedEvent;
-use tidemark_events::log::Head;
+use tidemark_events::log::{Filter, Head};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -64,7 +64,7 @@ pub enum Portion {
 /// Records of one partition, in order.
 #[derive(Debug, Default)]
 pub struct Records {
-    /// The events.
+    /// The events that the filter lets through.
     pub events: Vec<RecordedEvent>,
     /// What the last record said: everything of the partition up to here is in this portion or before it.
     pub to: Option<Head>,
@@ -83,17 +83,18 @@ pub struct Stray {
     pub error: String,
 }
 
-/// Joins a group and reads, until `stop` or the receiver is dropped. The channel ends with an error if Kafka does.
+/// Joins a group and reads what `filter` lets through, until `stop` or the receiver is dropped. The channel ends with an error if Kafka does.
 #[must_use]
 pub fn spawn(
     config: KafkaConfig,
     group: String,
+    filter: Filter,
     stop: CancellationToken,
 ) -> mpsc::Receiver<Result<Portion, StreamError>> {
     let (sender, receiver) = mpsc::channel(CHANNEL);
     let failed = sender.clone();
     let thread = std::thread::Builder::new().name("kafka source".to_owned()).spawn(move || {
-        if let Err(error) = read(&config, &group, &sender, &stop) {
+        if let Err(error) = read(&config, &group, &filter, &sender, &stop) {
             sender.blocking_send(Err(error)).ok();
         }
     });
@@ -147,6 +148,7 @@ type Expected = HashMap<i32, Option<(i64, Head)>>;
 fn read(
     config: &KafkaConfig,
     group: &str,
+    filter: &Filter,
     sender: &mpsc::Sender<Result<Portion, StreamError>>,
     stop: &CancellationToken,
 ) -> Result<(), StreamError> {
@@ -187,7 +189,7 @@ fn read(
             Some(Ok(message)) => {
                 let Some(expectation) = expected.get_mut(&message.partition()) else { continue };
                 let number = partition(message.partition());
-                let read = parse(&message);
+                let read = parse(&message, |category| filter.takes(category));
                 if let Some((offset, said)) = expectation.take() {
                     if message.offset() != offset || read.is_ok_and(|record| record.at != said) {
                         expected.remove(&message.partition());
@@ -206,7 +208,7 @@ fn read(
                 match read {
                     Ok(record) => {
                         records.to = Some(record.at);
-                        records.events.extend(record.event);
+                        records.events.extend(record.event.filter(|event| filter.lets_through(event)));
                     }
                     Err(misfit) => {
                         records.strays.push(Stray { offset: message.offset(), error: misfit.to_string() });

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::ProjectorError;
 use crate::supervisor::Feed;
 use crate::topic;
-use crate::worker::{Chunk, ReadTo, Target, Worker, connect, partitions_of, try_own};
+use crate::worker::{Chunk, ReadTo, Target, Worker, connect, end_when_silent, partitions_of, try_own};
 
 /// How long after a failure a runner begins anew, from the stored checkpoints.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
@@ -64,6 +64,7 @@ async fn follow(feed: &Feed, target: Target, stop: &CancellationToken) -> Result
             return Ok(());
         }
     }
+    end_when_silent(&mut owner).await?;
     let mut workers = Vec::new();
     let mut owner = Some(owner);
     for worker in 0..count {
@@ -76,6 +77,9 @@ async fn follow(feed: &Feed, target: Target, stop: &CancellationToken) -> Result
         worker.retry_parked().await?;
         workers.push(worker);
     }
+    // Where views and log share a server, both may have lost the same end. What this process remembers of it would be put
+    // back into the views alone.
+    log.learn_head().await?;
     let mut position = workers.iter().map(Worker::position).min().unwrap_or(0);
     tracing::info!(?target, position, workers = count, "a projection follows the log");
 

@@ -30,7 +30,7 @@ pub(crate) async fn follow(
     topic::ensure(kafka).await?;
     let name = target.projection.name();
     let group = format!("{}-{name}-{}", kafka.group, target.instance);
-    let mut portions = source::spawn(kafka.clone(), group, stop.child_token());
+    let mut portions = source::spawn(kafka.clone(), group, target.projection.filter(), stop.child_token());
     let mut workers: Vec<Worker> = Vec::new();
     loop {
         let portion = tokio::select! {
@@ -130,7 +130,6 @@ async fn take(
 ) -> Result<(), ProjectorError> {
     let name = target.projection.name();
     let labels = [("name", name.to_owned()), ("instance", target.instance.to_string())];
-    let filter = target.projection.filter();
     let mut taking = Vec::with_capacity(workers.len());
     for worker in workers {
         let mut events = Vec::new();
@@ -150,7 +149,6 @@ async fn take(
         }
         metrics::counter!("tidemark_projection_repeated_total", &labels).increment(repeated as u64);
         metrics::counter!("tidemark_projection_strays_total", &labels).increment(strays.len() as u64);
-        events.retain(|event| filter.lets_through(event));
         // What belongs together has one key, and so one partition; this order is only what the log has, too.
         events.sort_unstable_by_key(|event| event.position);
         let oldest = events.first().map(|event| event.recorded_at);

@@ -28,8 +28,12 @@ const SESSION: [(&str, &str); 4] = [
     ("application_name", "tidemark projector"),
     ("synchronous_commit", "off"),
     ("statement_timeout", "5min"),
-    ("idle_in_transaction_session_timeout", "3s"),
+    ("idle_in_transaction_session_timeout", SILENT_FOR),
 ];
+
+/// How long a process that follows may be silent before it is taken for one that stopped. A worker without work asks
+/// twice a second.
+const SILENT_FOR: &str = "3s";
 
 /// One instance of one projection.
 #[derive(Clone, Copy)]
@@ -101,7 +105,8 @@ pub async fn connect(options: &PgConnectOptions) -> Result<PgConnection, sqlx::E
     options.clone().options(SESSION).connect().await
 }
 
-/// Takes the session lock that says who works on an instance; `false` if somebody else does.
+/// Takes the session lock that says who works on an instance; `false` if somebody else does. It lasts as long as the
+/// session; one that is also to end when its process stops says so with [`end_when_silent`].
 ///
 /// # Errors
 /// The database's.
@@ -111,6 +116,19 @@ pub async fn try_own(connection: &mut PgConnection, target: Target, part: i32) -
         .fetch_one(connection)
         .await?;
     row.try_get(0)
+}
+
+/// Has the server end this session once nothing has been asked of it for [`SILENT_FOR`]: a process that is paused keeps
+/// its connections, and would keep the lock for as long.
+///
+/// # Errors
+/// The database's.
+pub async fn end_when_silent(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query("SELECT set_config('idle_session_timeout', $1, false)")
+        .bind(SILENT_FOR)
+        .execute(connection)
+        .await?;
+    Ok(())
 }
 
 impl Worker {

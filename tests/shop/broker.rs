@@ -109,7 +109,7 @@ impl Broker {
                 match consumer.poll(Duration::from_millis(100)) {
                     Some(Ok(message)) => {
                         assert_eq!(message.partition(), partition);
-                        records.extend(parse(&message).ok());
+                        records.extend(parse(&message, |_| true).ok());
                     }
                     Some(Err(KafkaError::PartitionEOF(_))) => return records,
                     Some(Err(error)) => panic!("{error}"),

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use crate::harness::{Postgres, Shop, audit, until};
+use crate::kafka::stands_at;
 
 /// Orders from several clients until told to stop; whoever gets no answer or a 5xx asks again with the same key.
 /// Returns each acknowledged order by its key.
@@ -192,6 +193,38 @@ async fn a_writer_that_is_paused_does_not_stop_the_others_and_learns_the_truth()
         own
     });
     check(&shops[1], buyers, 20).await;
+}
+
+#[tokio::test]
+async fn a_projector_that_is_paused_does_not_keep_its_views_from_others() {
+    let postgres = Postgres::shared().await;
+    let url = postgres.database().await;
+    let shop = Shop::part("command", &url, &[]).await;
+    let pool = shop.pool().await;
+    let here = [("TIDEMARK_VIEWS_URL", url.as_str())];
+    let first = Shop::part("projector", &url, &here).await;
+    let product = shop.product("P", 1_000).await;
+    let order = async |key: &str| -> i64 {
+        let placed = shop.order(&product, 1, key).await.unwrap();
+        assert_eq!(placed.status, 201, "{}", placed.text);
+        placed.body["position"].as_i64().unwrap()
+    };
+    stands_at(&pool, order("before").await).await;
+    // Whoever comes later stands by, until the first is silent.
+    let second = Shop::part("projector", &url, &here).await;
+    for (paused, key) in [(&first, "first"), (&second, "second")] {
+        let paused = Pid::from_raw(paused.pid()).unwrap();
+        kill_process(paused, Signal::STOP).unwrap();
+        let began = Instant::now();
+        stands_at(&pool, order(key).await).await;
+        assert!(began.elapsed() < Duration::from_secs(12), "the views stood for {:?}", began.elapsed());
+        kill_process(paused, Signal::CONT).unwrap();
+        // What it had in hand is refused, and from then on it stands by.
+        stands_at(&pool, order(&format!("{key} again")).await).await;
+    }
+    let seen: i64 = sqlx::query_scalar("SELECT count(*) FROM views.orders_1").fetch_one(&pool).await.unwrap();
+    assert_eq!(seen, 5);
+    audit(&pool).await;
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! Given events, then rows; and the same rows however the log is cut into batches and whoever applies them.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
@@ -13,15 +15,16 @@ use tidemark_events::account::{
     AccountDeactivated, AccountErased, AccountRegistered, AccountRole, EmailClaimed, EmailVerified,
     LoginFailed, RoleGranted, SessionEnd, SessionEnded, SessionStarted,
 };
-use tidemark_events::log::{Head, Log, connect_options};
+use tidemark_events::log::{Appended, Head, Log, connect_options};
 use tidemark_events::{Metadata, Origin, Personal, RecordedEvent};
-use tidemark_projector::supervisor::ensure_live;
+use tidemark_projector::supervisor::{Feed, ProjectorConfig, Supervisor, ensure_live};
 use tidemark_projector::worker::{Chunk, ReadTo, Target, Worker, connect, partitions_of};
 use tidemark_projector::{ProjectorError, Retention, all, find};
 use tidemark_views::feed;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::harness::Postgres;
+use crate::harness::{Postgres, until};
 
 const LAMP: Uuid = Uuid::from_u128(0x0190_b6a2_8c5e_7c11_b0de_1f0e_9a7b_0ca1);
 const BULB: Uuid = Uuid::from_u128(0x0190_b6a2_8c5e_7c11_b0de_1f0e_9a7b_0ca2);
@@ -383,6 +386,35 @@ async fn a_worker_that_slept_finds_its_checkpoint_moved_and_stops() {
 /// A new epoch comes to the topic's partitions at different times: one that has not seen it keeps its own, or nobody
 /// would compare it with the fork any more.
 #[tokio::test]
+async fn what_is_only_remembered_is_not_applied_by_who_begins_anew() {
+    let views = Views::new().await;
+    let log = Log::new(views.pool.clone());
+    // This process has seen it committed; the server that is there now has not.
+    let events = recorded(&[product(LAMP).created("lamp", 100), stock(LAMP).received(5)].concat());
+    let head = Head { epoch: 1, position: events.last().unwrap().position };
+    log.remember(Appended { events, after: 0, head });
+    assert_eq!(*log.wake().borrow(), head);
+    let stop = CancellationToken::new();
+    let feed = Feed {
+        log: log.clone(),
+        kafka: None,
+        views: connect_options(&views.url).unwrap(),
+        config: ProjectorConfig::default(),
+        only: Vec::new(),
+    };
+    let supervisor = Supervisor::spawn(feed, stop.clone());
+    until("the log is asked", async || (log.wake().borrow().position == 0).then_some(())).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let applied: i64 = sqlx::query_scalar("SELECT max(position) FROM views.checkpoints")
+        .fetch_one(&views.pool)
+        .await
+        .unwrap();
+    assert_eq!((applied, views.rows("products").await), (0, Vec::new()));
+    stop.cancel();
+    supervisor.await.unwrap();
+}
+
+#[tokio::test]
 async fn each_partition_stands_in_the_epoch_of_its_own_last_record() {
     let views = Views::new().await;
     let mut worker = views.worker("stock", 0, 1).await;
@@ -456,7 +488,7 @@ async fn two_who_move_their_partitions_at_once_tell_that_all_have_moved() {
         other.commit().await.unwrap();
         number
     });
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!waiting.is_finished(), "it waits for its number");
     one.commit().await.unwrap();
     let number = waiting.await.unwrap();

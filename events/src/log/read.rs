@@ -61,10 +61,16 @@ impl Filter {
     /// Whether it lets an event through, as [`Log::read`] does.
     #[must_use]
     pub fn lets_through(&self, event: &RecordedEvent) -> bool {
-        (self.categories.is_empty() || self.categories.contains(&event.category))
+        self.takes(&event.category)
             && (self.event_types.is_empty() || self.event_types.iter().any(|name| *name == event.event_type))
             && self.stream_id.is_none_or(|stream_id| stream_id == event.stream_id)
             && (!self.audited || audit::is_audited(event))
+    }
+
+    /// Whether it may let events of a category through.
+    #[must_use]
+    pub fn takes(&self, category: &str) -> bool {
+        self.categories.is_empty() || self.categories.iter().any(|taken| taken == category)
     }
 
     fn is_open(&self) -> bool {

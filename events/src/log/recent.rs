@@ -169,6 +169,13 @@ impl Log {
         self.committed(head);
     }
 
+    /// Drops whatever is kept: the log has lost some of it. What is asked for next is read.
+    pub(super) async fn forget(&self) {
+        let mut kept = self.recent.kept.lock().await;
+        *self.told() = Told::default();
+        *kept = Kept::default();
+    }
+
     fn told(&self) -> std::sync::MutexGuard<'_, Told> {
         self.recent.told.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }

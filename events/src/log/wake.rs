@@ -53,6 +53,29 @@ impl Log {
         });
     }
 
+    /// Asks the log where it stands and takes its word, even if that is less than what was known: it may have lost its
+    /// end with the server that was there before, and what is remembered of that end is forgotten. Whoever has a new
+    /// connection does so before anything that is only known here is taken for true.
+    ///
+    /// # Errors
+    /// [`LogError::Database`].
+    pub async fn learn_head(&self) -> Result<Head, LogError> {
+        let before = self.wake.known();
+        let head = self.head().await?;
+        self.wake.head.send_if_modified(|known| {
+            // Unless somebody has committed meanwhile, who knows better.
+            let replaced = head > *known || (*known == before && head != before);
+            if replaced {
+                *known = head;
+            }
+            replaced
+        });
+        if head < before {
+            self.forget().await;
+        }
+        Ok(head)
+    }
+
     /// Keeps [`Log::wake`] up to date: listens on a connection of its own (`direct`: not through a pooler in
     /// transaction mode), and asks every second, so that a lost connection or notification delays readers but never
     /// stops them. Ends when `stop` is cancelled.
@@ -80,17 +103,7 @@ impl Log {
     async fn listen(&self, pool: &sqlx::PgPool) -> Result<(), LogError> {
         let mut listener = PgListener::connect_with(pool).await?;
         listener.listen(CHANNEL).await?;
-        // On a new connection its word counts, even if it is less: the log may have lost its end with the server that was
-        // there before. Unless somebody has committed meanwhile, who knows better.
-        let before = *self.wake.head.borrow();
-        let head = self.head().await?;
-        self.wake.head.send_if_modified(|known| {
-            let replaced = head > *known || (*known == before && head != before);
-            if replaced {
-                *known = head;
-            }
-            replaced
-        });
+        self.learn_head().await?;
         loop {
             match tokio::time::timeout(POLL, listener.try_recv()).await {
                 Ok(Ok(Some(notification))) => {
