@@ -118,7 +118,7 @@ pub async fn try_own(connection: &mut PgConnection, target: Target, part: i32) -
     row.try_get(0)
 }
 
-/// Has the server end this session once nothing has been asked of it for [`SILENT_FOR`]: a process that is paused keeps
+/// Has the server end this session once nothing has been asked of it for three seconds: a process that is paused keeps
 /// its connections, and would keep the lock for as long.
 ///
 /// # Errors
