@@ -83,7 +83,8 @@ pub struct Stray {
     pub error: String,
 }
 
-/// Joins a group and reads what `filter` lets through, until `stop` or the receiver is dropped. The channel ends with an error if Kafka does.
+/// Joins a group and reads what `filter` lets through, until `stop` or the receiver is dropped. The channel ends with
+/// an error if Kafka does.
 #[must_use]
 pub fn spawn(
     config: KafkaConfig,
