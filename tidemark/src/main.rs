@@ -27,7 +27,6 @@ use tidemark_vault::VaultError;
 use tidemark_views::ViewError;
 use tracing_subscriber::EnvFilter;
 
-/// C code takes it, too (its feature `override`): librdkafka allocates each header of each record.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
