@@ -345,6 +345,16 @@ async fn what_is_personal_stands_nowhere_in_clear_and_an_erased_account_can_be_o
     let position = placed.body["position"].as_i64().unwrap();
     let order = format!("/v1/orders/{}", placed.body["id"].as_str().unwrap());
 
+    // A broker that has just begun makes its consumers' groups one by one, which may take longer than a read waits.
+    until("every view follows the topic", async || {
+        let mut statuses = Vec::new();
+        for (path, token) in [(&order, Some(access.as_str())), (&format!("/v1/products/{product}"), None)] {
+            statuses.push(house.query.get(path, token, &[("Tidemark-After", &after)]).await.status);
+        }
+        (statuses == [200, 200]).then_some(())
+    })
+    .await;
+
     // All of it can be read, and comes by every way there is.
     let export = house.query.get(&path("/export"), Some(&access), &[("Tidemark-After", &after)]).await;
     let known = [EMAIL, NAME, PHONE, STREET, CITY, CLIENT, ADDRESS];
