@@ -22,6 +22,7 @@ mod connections;
 pub mod email;
 pub mod extract;
 pub mod front;
+mod head;
 pub mod layers;
 pub mod limits;
 pub mod metrics;

@@ -16,7 +16,7 @@ use axum::response::Response;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
@@ -27,6 +27,7 @@ use tower::Service as _;
 
 use crate::client::{Peer, Proxies};
 use crate::connections::Connections;
+use crate::head::HeadTimer;
 use crate::layers::Limits;
 use crate::pace::Taken;
 use crate::tls::Tls;
@@ -64,7 +65,6 @@ pub async fn serve(
 ) -> io::Result<()> {
     let mut builder = http1::Builder::new();
     builder
-        .timer(TokioTimer::new())
         .header_read_timeout(limits.head_within)
         .max_buf_size(HEAD_BYTES)
         .half_close(false)
@@ -112,7 +112,8 @@ pub async fn serve(
             }
         });
         let stream = Taken::new(stream, limits.taken_within);
-        let (builder, watcher, tls) = (builder.clone(), graceful.watcher(), door.tls.clone());
+        let (mut builder, watcher, tls) = (builder.clone(), graceful.watcher(), door.tls.clone());
+        builder.timer(HeadTimer::default());
         let task = tokio::spawn(async move {
             match tls {
                 None => talk(&builder, stream, service, watcher).await,

@@ -1,7 +1,10 @@
 """What a schema cannot say about a good request: the values that there are at this moment.
 
-What a request has that is wrong stays as schemathesis made it."""
+What a request has that is wrong stays as schemathesis made it. Secrets that come by are written down, a line each in the
+file TIDEMARK_SECRETS, to be looked for in what the shop has said."""
 
+import base64
+import json
 import os
 import re
 import uuid
@@ -11,6 +14,36 @@ from schemathesis.generation.modes import GenerationMode
 
 POSITION = re.compile(r"([0-9]{1,9}-)?[0-9]{1,18}")
 ON_SALE = os.environ.get("TIDEMARK_PRODUCT")
+
+
+# Members of bodies that hold secrets, and how short one may be: less stands somewhere by chance.
+SECRETS = {
+    "password", "current_password", "token", "access_token", "refresh_token", "recovery_code", "recovery_codes", "secret",
+}
+LEAST, LEAST_DIFFERENT = 12, 6
+seen = set()
+
+
+def forms(text):
+    """A secret whole, in base64 and in hexadecimal. Of a token, only its signature is one."""
+    text = text.rsplit(".", 1)[1] if text.startswith("ey") and text.count(".") == 2 else text
+    raw = text.encode("utf-8", "surrogatepass")
+    return [text, base64.b64encode(raw).decode().rstrip("="), raw.hex()]
+
+
+def note(value, is_secret=False):
+    """Writes down the secrets in a body."""
+    if isinstance(value, dict):
+        for name, member in value.items():
+            note(member, name in SECRETS)
+    elif isinstance(value, list):
+        for item in value:
+            note(item, is_secret)
+    elif is_secret and isinstance(value, str) and value.isprintable() and value not in seen:
+        seen.add(value)
+        kept = [form for form in forms(value) if len(form) >= LEAST and len(set(form)) >= LEAST_DIFFERENT]
+        with open(os.environ["TIDEMARK_SECRETS"], "a", encoding="utf-8") as file:
+            file.writelines(form + "\n" for form in kept)
 
 
 def as_written(value):
@@ -32,6 +65,15 @@ def order_of_what_is_on_sale(body):
 
 # Bodies that set a password.
 PASSWORDS = {"/v1/accounts", "/v1/password-resets/completion", "/v1/accounts/{id}/password"}
+
+
+@schemathesis.hook
+def after_call(context, case, response):
+    note(case.body if isinstance(case.body, (dict, list)) else None)
+    try:
+        note(json.loads(response.content))
+    except ValueError:
+        pass
 
 
 @schemathesis.hook

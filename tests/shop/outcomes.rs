@@ -5,6 +5,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use sqlx::{Connection, Executor, PgConnection, PgPool};
+use tidemark_events::log::{Batch, NewEvent, Outcome, WriterConnection, connect_options};
+use tidemark_events::stock::StockReceived;
+use tidemark_events::{Metadata, stream};
+use uuid::Uuid;
 
 use crate::harness::{Answer, Postgres, Shop, audit, until};
 use crate::proxy::{Cut, Proxy};
@@ -84,6 +88,112 @@ async fn an_outcome_that_cannot_be_found_out_is_said_to_be_unknown_and_found_und
     .await;
     assert_eq!(again.header("idempotency-replayed"), "true", "it had taken effect");
     assert_eq!(orders_placed(&pool).await, 1);
+}
+
+/// Waits until a writer waits for the log's lock, which somebody holds.
+async fn commit_under_way(pool: &PgPool) {
+    until("a commit is under way", async || {
+        let waits: bool = sqlx::query_scalar(
+            "SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = 'tidemark writer' \
+             AND datname = current_database() AND wait_event_type = 'Lock'",
+        )
+        .fetch_one(pool)
+        .await
+        .unwrap();
+        waits.then_some(())
+    })
+    .await;
+}
+
+/// Orders one after the other while the commit of the first is held up, the rest decided behind it; their answers.
+async fn ordered_behind_a_commit<const N: usize>(
+    shop: &Shop,
+    product: &str,
+    orders: [(i64, &str); N],
+    go_on: impl Future<Output = ()>,
+) -> Vec<Answer> {
+    let pool = shop.pool().await;
+    let begun = async |n: u64| {
+        if n > 0 {
+            commit_under_way(&pool).await;
+            tokio::time::sleep(Duration::from_millis(100 * n)).await;
+        }
+    };
+    let answers = orders.iter().zip(0..).map(async |(&(units, key), n)| {
+        begun(n).await;
+        shop.order(product, units, key).await.unwrap()
+    });
+    let last = async {
+        begun(N as u64).await;
+        go_on.await;
+    };
+    tokio::join!(futures_util::future::join_all(answers), last).0
+}
+
+#[tokio::test]
+async fn what_was_decided_behind_a_commit_that_did_not_come_about_is_decided_anew() {
+    let postgres = Postgres::shared().await;
+    let url = postgres.database().await;
+    let shop = Shop::on(&url).await;
+    let product = shop.product("P", 5).await;
+    let product_id: Uuid = product.parse().unwrap();
+    // Somebody else appends while the shop's commit waits for the lock: four more units.
+    let mut other = WriterConnection::open(&connect_options(&url).unwrap()).await.unwrap();
+    let mut locked = other.lock().await.unwrap();
+    let received = async {
+        let mut batch = Batch::at(locked.head());
+        let event = NewEvent {
+            stream_id: stream::stock_of(product_id),
+            version: 2,
+            event_id: Uuid::now_v7(),
+            fact: &StockReceived { product_id, quantity: 4 }.into(),
+            metadata: &Metadata {
+                correlation_id: Uuid::now_v7(),
+                causation_id: None,
+                actor: "test".to_owned(),
+                traceparent: None,
+                origin: None,
+            },
+            partition_key: product_id,
+            begins: None,
+        };
+        batch.push(&event).unwrap();
+        locked.append(&batch).await.unwrap();
+        assert!(matches!(locked.commit().await, Outcome::Committed(_)));
+    };
+    // The first takes all there is, so that the second would be refused; and so it is told, had it been told too soon.
+    let orders = [(5, "a"), (3, "b"), (5, "a"), (2, "c")];
+    let answers = ordered_behind_a_commit(&shop, &product, orders, received).await;
+    let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
+    assert_eq!(statuses, [201, 201, 201, 409], "{}", answers[1].text);
+    let replayed: Vec<&str> = answers.iter().map(|answer| answer.header("idempotency-replayed")).collect();
+    assert_eq!(replayed, ["", "", "true", ""], "a key that comes again while it is under way is one order");
+    assert_eq!(answers[0].body, answers[2].body);
+    assert_eq!(orders_placed(&shop.pool().await).await, 2);
+    shop.caught_up().await;
+    audit(&shop.pool().await).await;
+}
+
+#[tokio::test]
+async fn what_was_decided_behind_a_commit_whose_answer_is_lost_waits_for_the_truth() {
+    for (n, cut) in [Cut::AfterTheEffect, Cut::BeforeTheEffect].into_iter().enumerate() {
+        let (_postgres, proxy, shop, product) = behind_a_proxy().await;
+        let mut holder = PgConnection::connect(&shop.url).await.unwrap();
+        holder.execute("BEGIN; SELECT FROM log.head FOR UPDATE").await.unwrap();
+        proxy.cut_next(cut, "OrderPlaced");
+        let release = async {
+            holder.execute("ROLLBACK").await.unwrap();
+        };
+        let orders = [(400, "a"), (600, "b"), (1, "c")];
+        let answers = ordered_behind_a_commit(&shop, &product, orders, release).await;
+        let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
+        assert_eq!(statuses, [201, 201, 409], "{cut:?} {n}: {} {}", answers[0].text, answers[1].text);
+        assert_eq!(proxy.cuts(), 1, "{cut:?}");
+        let pool = shop.pool().await;
+        assert_eq!(orders_placed(&pool).await, 2, "{cut:?}");
+        shop.caught_up().await;
+        audit(&pool).await;
+    }
 }
 
 #[tokio::test]
