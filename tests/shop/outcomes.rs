@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use serde_json::json;
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 use tidemark_events::log::{Batch, NewEvent, Outcome, WriterConnection, connect_options};
@@ -105,40 +106,36 @@ async fn commit_under_way(pool: &PgPool) {
     .await;
 }
 
-/// Orders one after the other while the commit of the first is held up, the rest decided behind it; their answers.
-async fn ordered_behind_a_commit<const N: usize>(
+/// Orders the first, and the rest while its commit is held up, until `go_on` lets it go; their answers.
+async fn ordered_behind_a_commit(
     shop: &Shop,
     product: &str,
-    orders: [(i64, &str); N],
+    orders: &[(i64, &str)],
     go_on: impl Future<Output = ()>,
 ) -> Vec<Answer> {
     let pool = shop.pool().await;
-    let begun = async |n: u64| {
+    let answers = orders.iter().enumerate().map(async |(n, &(units, key))| {
         if n > 0 {
             commit_under_way(&pool).await;
-            tokio::time::sleep(Duration::from_millis(100 * n)).await;
         }
-    };
-    let answers = orders.iter().zip(0..).map(async |(&(units, key), n)| {
-        begun(n).await;
         shop.order(product, units, key).await.unwrap()
     });
-    let last = async {
-        begun(N as u64).await;
+    let go_on = async {
+        commit_under_way(&pool).await;
+        // Time for the rest to come to the writer.
+        tokio::time::sleep(Duration::from_millis(300)).await;
         go_on.await;
     };
-    tokio::join!(futures_util::future::join_all(answers), last).0
+    tokio::join!(join_all(answers), go_on).0
 }
 
 #[tokio::test]
-async fn what_was_decided_behind_a_commit_that_did_not_come_about_is_decided_anew() {
-    let postgres = Postgres::shared().await;
-    let url = postgres.database().await;
-    let shop = Shop::on(&url).await;
+async fn who_comes_behind_a_commit_that_does_not_come_about_is_told_what_is_so_afterwards() {
+    let shop = Shop::open().await;
     let product = shop.product("P", 5).await;
     let product_id: Uuid = product.parse().unwrap();
     // Somebody else appends while the shop's commit waits for the lock: four more units.
-    let mut other = WriterConnection::open(&connect_options(&url).unwrap()).await.unwrap();
+    let mut other = WriterConnection::open(&connect_options(&shop.url).unwrap()).await.unwrap();
     let mut locked = other.lock().await.unwrap();
     let received = async {
         let mut batch = Batch::at(locked.head());
@@ -161,9 +158,9 @@ async fn what_was_decided_behind_a_commit_that_did_not_come_about_is_decided_ane
         locked.append(&batch).await.unwrap();
         assert!(matches!(locked.commit().await, Outcome::Committed(_)));
     };
-    // The first takes all there is, so that the second would be refused; and so it is told, had it been told too soon.
-    let orders = [(5, "a"), (3, "b"), (5, "a"), (2, "c")];
-    let answers = ordered_behind_a_commit(&shop, &product, orders, received).await;
+    // Without the four units the first would take all there is, and the second be refused.
+    let orders = [(5, "a"), (3, "b"), (5, "a"), (5, "c")];
+    let answers = ordered_behind_a_commit(&shop, &product, &orders, received).await;
     let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
     assert_eq!(statuses, [201, 201, 201, 409], "{}", answers[1].text);
     let replayed: Vec<&str> = answers.iter().map(|answer| answer.header("idempotency-replayed")).collect();
@@ -175,8 +172,8 @@ async fn what_was_decided_behind_a_commit_that_did_not_come_about_is_decided_ane
 }
 
 #[tokio::test]
-async fn what_was_decided_behind_a_commit_whose_answer_is_lost_waits_for_the_truth() {
-    for (n, cut) in [Cut::AfterTheEffect, Cut::BeforeTheEffect].into_iter().enumerate() {
+async fn who_comes_behind_a_commit_whose_answer_is_lost_waits_for_the_truth() {
+    for cut in [Cut::AfterTheEffect, Cut::BeforeTheEffect] {
         let (_postgres, proxy, shop, product) = behind_a_proxy().await;
         let mut holder = PgConnection::connect(&shop.url).await.unwrap();
         holder.execute("BEGIN; SELECT FROM log.head FOR UPDATE").await.unwrap();
@@ -184,10 +181,10 @@ async fn what_was_decided_behind_a_commit_whose_answer_is_lost_waits_for_the_tru
         let release = async {
             holder.execute("ROLLBACK").await.unwrap();
         };
-        let orders = [(400, "a"), (600, "b"), (1, "c")];
-        let answers = ordered_behind_a_commit(&shop, &product, orders, release).await;
+        let orders = [(400, "a"), (600, "b"), (601, "c")];
+        let answers = ordered_behind_a_commit(&shop, &product, &orders, release).await;
         let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
-        assert_eq!(statuses, [201, 201, 409], "{cut:?} {n}: {} {}", answers[0].text, answers[1].text);
+        assert_eq!(statuses, [201, 201, 409], "{cut:?}: {} {}", answers[0].text, answers[1].text);
         assert_eq!(proxy.cuts(), 1, "{cut:?}");
         let pool = shop.pool().await;
         assert_eq!(orders_placed(&pool).await, 2, "{cut:?}");
