@@ -57,6 +57,16 @@ impl Signer {
         Self(EncodingKey::from_secret(secret.as_bytes()))
     }
 
+    /// What each of its tokens begins with.
+    ///
+    /// # Errors
+    /// [`ChaosError::Wrong`] when nothing can be signed.
+    pub(crate) fn beginning(&self) -> Result<String, ChaosError> {
+        let bearer = self.bearer(Actor::staff(Uuid::nil()))?;
+        let beginning = bearer.strip_prefix("Bearer ").and_then(|token| token.split('.').next());
+        beginning.map(str::to_owned).ok_or_else(|| ChaosError::Wrong("a token has no header".to_owned()))
+    }
+
     /// The header `Authorization` of an actor.
     ///
     /// # Errors

@@ -163,7 +163,19 @@ impl Cluster {
     /// # Errors
     /// [`ChaosError::Io`].
     pub(crate) fn secret(&self) -> Result<String, ChaosError> {
-        let path = self.settings.dir.join("secret");
+        self.line("secret")
+    }
+
+    /// The key that the keys of personal data are wrapped with.
+    ///
+    /// # Errors
+    /// [`ChaosError::Io`].
+    pub(crate) fn master_key(&self) -> Result<String, ChaosError> {
+        self.line("master.key")
+    }
+
+    fn line(&self, file: &str) -> Result<String, ChaosError> {
+        let path = self.settings.dir.join(file);
         let text =
             fs::read_to_string(&path).map_err(ChaosError::io(format!("reading {}", path.display())))?;
         Ok(text.trim().to_owned())

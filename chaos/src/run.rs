@@ -216,6 +216,9 @@ async fn judge(
     if cluster.has("redis") {
         checks.push(check::tier::bodies(cluster.port("redis")?, &fold).await?);
     }
+    let (secret, master_key, token) = (cluster.secret()?, cluster.master_key()?, signer.beginning()?);
+    let secrets = [("the tokens' secret", &*secret), ("the master key", &*master_key), ("a token", &*token)];
+    checks.push(check::logs::say_no_secret(cluster.dir(), &secrets)?);
     Ok(())
 }
 

@@ -6,18 +6,24 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::rustls::client::WebPkiServerVerifier;
+use tokio_rustls::rustls::client::danger::ServerCertVerifier;
 use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert};
 use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::rustls::version::{TLS12, TLS13};
-use tokio_rustls::rustls::{self, ServerConfig};
+use tokio_rustls::rustls::{self, CertificateError, RootCertStore, ServerConfig};
 use tokio_rustls::{Accept, TlsAcceptor};
 use tokio_util::sync::CancellationToken;
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(2);
+
+/// A certificate that ends sooner than this should have been followed by the next one: those who renew them
+/// automatically do so weeks before (Let's Encrypt: at two thirds of their time).
+const ENDS_SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 
 /// The largest file that is read.
 const MAX_FILE: u64 = 1024 * 1024;
@@ -88,6 +94,41 @@ impl Tls {
     }
 }
 
+/// Why strangers' clients would refuse a certificate, or will within two weeks; `None` if they take it. They trust what
+/// this machine trusts: on most, the authorities that browsers know. `SSL_CERT_FILE` and `SSL_CERT_DIR` name others. Of the
+/// names that it is for, only `host` is looked for, and none without one.
+///
+/// # Errors
+/// [`TlsError::Certificate`], when the file cannot be read.
+pub fn distrust(certificate: &Path, host: Option<&str>) -> Result<Option<String>, TlsError> {
+    let chain = chain(certificate)?;
+    let Some((shown, others)) = chain.split_first() else { return Ok(None) };
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = match WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build() {
+        Ok(verifier) => verifier,
+        Err(_) => {
+            return Ok(Some("this machine trusts no authority at all: install ca-certificates".to_owned()));
+        }
+    };
+    let Ok(name) = ServerName::try_from(host.unwrap_or("shop.invalid")) else {
+        return Ok(Some(format!("{} is no name that a certificate can be for", host.unwrap_or_default())));
+    };
+    let now = UnixTime::now();
+    let refused_at = |time| match verifier.verify_server_cert(shown, others, &name, &[], time).err()? {
+        // The name is looked at when all else is well.
+        rustls::Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) if host.is_none() => None,
+        error => Some(error.to_string()),
+    };
+    Ok(refused_at(now).or_else(|| {
+        let soon = Duration::from_secs(now.as_secs()) + ENDS_SOON;
+        refused_at(UnixTime::since_unix_epoch(soon)).map(|error| format!("within two weeks: {error}"))
+    }))
+}
+
 /// When the files were written, and how long they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Stamp([Option<(SystemTime, u64)>; 2]);
@@ -151,21 +192,24 @@ fn file(path: &Path) -> io::Result<Vec<u8>> {
     std::fs::read(path)
 }
 
-fn read(certificate: &Path, key: &Path, provider: &CryptoProvider) -> Result<CertifiedKey, TlsError> {
+/// The chain of a PEM file, of one certificate at least.
+fn chain(certificate: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let no_chain = |why: &dyn std::fmt::Display| {
         let path = certificate.display();
         TlsError::Certificate(format!("{path}: {why}; a PEM file with a chain of certificates is expected"))
     };
+    let chain = file(certificate).map_err(|error| no_chain(&error))?;
+    let chain = CertificateDer::pem_slice_iter(&chain).collect::<Result<Vec<_>, _>>();
+    let chain = chain.map_err(|error| no_chain(&error))?;
+    if chain.is_empty() { Err(no_chain(&"there is no certificate in it")) } else { Ok(chain) }
+}
+
+fn read(certificate: &Path, key: &Path, provider: &CryptoProvider) -> Result<CertifiedKey, TlsError> {
     let no_key = |why: &dyn std::fmt::Display| {
         let path = key.display();
         TlsError::Key(format!("{path}: {why}; a PEM file with the certificate's private key is expected"))
     };
-    let chain = file(certificate).map_err(|error| no_chain(&error))?;
-    let chain = CertificateDer::pem_slice_iter(&chain).collect::<Result<Vec<_>, _>>();
-    let chain = chain.map_err(|error| no_chain(&error))?;
-    if chain.is_empty() {
-        return Err(no_chain(&"there is no certificate in it"));
-    }
+    let chain = chain(certificate)?;
     let key = file(key).map_err(|error| no_key(&error))?;
     let key = PrivateKeyDer::from_pem_slice(&key).map_err(|error| no_key(&error))?;
     CertifiedKey::from_der(chain, key, provider).map_err(|error: rustls::Error| no_key(&error))

@@ -1,6 +1,7 @@
 //! `tidemark doctor --deploy` on real servers.
 
-use std::process::Output;
+use std::path::Path;
+use std::process::{Command, Output};
 
 use crate::harness::{Postgres, SECRET, Shop, folder, tidemark};
 
@@ -62,4 +63,52 @@ async fn a_server_that_does_not_answer_is_a_finding() {
     for id in ["P01", "R01"] {
         assert!(table.contains(&format!("| {id} ")), "{id}: {table}");
     }
+}
+
+/// Runs openssl in a folder.
+fn openssl(folder: &Path, arguments: &str) {
+    let made = Command::new("openssl").current_dir(folder).args(arguments.split(' ')).output().unwrap();
+    assert!(made.status.success(), "{arguments}: {}", String::from_utf8_lossy(&made.stderr));
+}
+
+#[tokio::test]
+async fn a_certificate_that_strangers_would_refuse_is_a_finding() {
+    const KEY: &str = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    let folder = folder();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    for authority in ["known", "other"] {
+        let request = format!("req -x509 {KEY} -days 99 -subj /CN={authority}");
+        openssl(folder.path(), &format!("{request} -keyout {authority}.key -out {authority}.crt"));
+    }
+    openssl(folder.path(), &format!("req {KEY} -subj /CN=shop -keyout shop.key -out shop.csr"));
+    std::fs::write(path("names"), "subjectAltName=DNS:shop.example.org\nbasicConstraints=CA:FALSE\n")
+        .unwrap();
+    for (name, days) in [("months", 90), ("days", 9)] {
+        let signed = "x509 -req -in shop.csr -CA known.crt -CAkey known.key -CAcreateserial -extfile names";
+        openssl(folder.path(), &format!("{signed} -days {days} -out {name}.crt"));
+    }
+    let found = async |certificate: &str, authority: &str, more: &[(&str, &str)]| {
+        let (certificate, key, authority) = (path(certificate), path("shop.key"), path(authority));
+        let mut settings = vec![
+            ("TIDEMARK_TLS_CERTIFICATE", certificate.as_str()),
+            ("TIDEMARK_TLS_KEY", &key),
+            ("SSL_CERT_FILE", &authority),
+        ];
+        settings.extend(more);
+        let told = doctor(&settings).await;
+        let table = String::from_utf8(told.stdout).unwrap();
+        assert!(table.contains(" checks\n"), "{}", String::from_utf8_lossy(&told.stderr));
+        table.contains("| H16 ").then_some(table)
+    };
+    let at = |url| [("TIDEMARK_PUBLIC_URL", url)];
+    assert_eq!(found("months.crt", "known.crt", &[]).await, None);
+    assert_eq!(found("months.crt", "known.crt", &at("https://shop.example.org:8443")).await, None);
+    let table = found("months.crt", "known.crt", &at("https://www.example.org")).await.unwrap();
+    assert!(table.contains("www.example.org"), "{table}");
+    let table = found("months.crt", "other.crt", &[]).await.unwrap();
+    assert!(table.contains("UnknownIssuer"), "{table}");
+    let table = found("days.crt", "known.crt", &[]).await.unwrap();
+    assert!(table.contains("within"), "{table}");
+    // Between a proxy and the shop it is nobody else's business.
+    assert_eq!(found("days.crt", "other.crt", &[("TIDEMARK_TRUSTED_PROXIES", "127.0.0.1")]).await, None);
 }

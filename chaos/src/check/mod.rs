@@ -3,6 +3,7 @@
 
 pub(crate) mod commands;
 pub(crate) mod log;
+pub(crate) mod logs;
 pub(crate) mod reads;
 pub(crate) mod served;
 pub(crate) mod stock;

@@ -85,6 +85,7 @@ checks! {
     "H02" "TLS" half_tls => "set both";
     "H03" "TLS" unreadable_tls => "name files that this user can read";
     "H04" "TLS" tls_key_for_others => "chmod 600 the key";
+    "H16" "TLS" distrusted => "a certificate of an authority that browsers know, with its whole chain, for the name in TIDEMARK_PUBLIC_URL, renewed in time (ACME)";
     "H05" "HSTS" no_public_url => "set TIDEMARK_PUBLIC_URL to the https address that clients use";
     "H06" "HSTS" plain_public_url => "use https: without it no Strict-Transport-Security is sent";
     "H15" "public URL" local_public_url => "the address that clients reach: mails name it";
@@ -333,6 +334,12 @@ fn unreadable_tls(it: &Deployment) -> Vec<String> {
 fn tls_key_for_others(it: &Deployment) -> Vec<String> {
     let mode = it.get("TIDEMARK_TLS_KEY").and_then(|path| mode(Path::new(path)));
     one(mode.filter(|mode| mode & 0o077 != 0).map(|mode| format!("TIDEMARK_TLS_KEY has mode {mode:o}")))
+}
+
+/// Between a proxy and the shop they may trust each other as they like.
+fn distrusted(it: &Deployment) -> Vec<String> {
+    let told = it.distrusted.as_ref().filter(|_| it.get("TIDEMARK_TRUSTED_PROXIES").is_none());
+    one(told.map(|why| format!("TIDEMARK_TLS_CERTIFICATE: {why}")))
 }
 
 fn no_public_url(it: &Deployment) -> Vec<String> {
@@ -822,6 +829,10 @@ mod tests {
             ("H02", with(&[("TIDEMARK_TLS_CERTIFICATE", key)])),
             ("H03", with(&[("TIDEMARK_TLS_CERTIFICATE", "/nowhere"), ("TIDEMARK_TLS_KEY", key)])),
             ("H04", with(&[("TIDEMARK_TLS_CERTIFICATE", key), ("TIDEMARK_TLS_KEY", key)])),
+            (
+                "H16",
+                Deployment { distrusted: Some("no".to_owned()), ..with(&[("TIDEMARK_TRUSTED_PROXIES", "")]) },
+            ),
             ("H05", with(&[("TIDEMARK_PUBLIC_URL", "")])),
             ("H06", with(&[("TIDEMARK_PUBLIC_URL", "http://shop.example.org")])),
             ("H15", with(&[("TIDEMARK_PUBLIC_URL", "https://localhost:8443")])),

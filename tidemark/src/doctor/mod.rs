@@ -7,10 +7,12 @@ mod checks;
 mod servers;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use clap::CommandFactory;
 use comfy_table::{ContentArrangement, Table};
 use rustix::process::{Resource, getrlimit, getuid};
+use url::Url;
 
 use crate::Failure;
 use crate::config::Cli;
@@ -29,6 +31,8 @@ pub(crate) struct Deployment {
     open_files: Option<u64>,
     /// Whether the program is built for finding faults, not for work.
     is_debug_build: bool,
+    /// Why strangers' clients would refuse the certificate, if they would.
+    distrusted: Option<String>,
     /// The database of the log, or why it did not answer.
     postgres: Option<Result<Postgres, String>>,
     /// Redis, or why it did not answer.
@@ -64,6 +68,7 @@ pub(crate) async fn run() -> Result<(), Failure> {
         ..Deployment::default()
     };
     readable(&deployment)?;
+    deployment.distrusted = distrusted(&deployment);
     let log =
         deployment.get("TIDEMARK_LOG_URL").or_else(|| deployment.get("DATABASE_URL")).map(str::to_owned);
     if let Some(url) = log {
@@ -85,6 +90,13 @@ fn readable(deployment: &Deployment) -> Result<(), Failure> {
         (true, Some(_)) => &["command", "projector", "query"],
     };
     processes.iter().try_for_each(|process| Cli::read_from(["tidemark", process]).map(drop))
+}
+
+fn distrusted(deployment: &Deployment) -> Option<String> {
+    let certificate = Path::new(deployment.get("TIDEMARK_TLS_CERTIFICATE")?);
+    let public = deployment.get("TIDEMARK_PUBLIC_URL").and_then(|url| Url::parse(url).ok());
+    let host = public.as_ref().and_then(Url::host_str);
+    tidemark_http::tls::distrust(certificate, host).unwrap_or_else(|error| Some(error.to_string()))
 }
 
 /// The environment variables of all settings.
