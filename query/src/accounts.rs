@@ -24,6 +24,7 @@ use crate::audit::{items_of, one_more, page};
 use crate::feed::View;
 use crate::page::Parameters;
 use crate::position::After;
+use crate::reads::Planned;
 use crate::{QueryState, arguments, log_away, unavailable};
 
 /// Events of an account that are read at once; it has far fewer.
@@ -430,7 +431,7 @@ impl QueryState {
              FROM views.orders_{instance} WHERE customer_id = $1 ORDER BY id DESC LIMIT $2) o ON true ORDER BY o.id DESC"
         );
         let arguments = arguments!(customer, EXPORTED_ORDERS)?;
-        let (_, rows) = self.0.reads.rows(&self.0.standing, needed, &sql, arguments).await?;
+        let (_, rows) = self.0.reads.rows(&self.0.standing, needed, (&sql, Planned::Once), arguments).await?;
         let body = |row: &PgRow| row.try_get::<Option<String>, _>(0).transpose();
         rows.iter()
             .filter_map(body)

@@ -19,6 +19,7 @@ use crate::accounts::private;
 use crate::feed::View;
 use crate::page::{Parameters, invalid};
 use crate::position::After;
+use crate::reads::Planned;
 use crate::{QueryState, arguments, log_away, unavailable};
 
 /// Events of a stream that are looked at for one page, where not all of them belong on it.
@@ -202,7 +203,8 @@ impl QueryState {
         arguments: sqlx::postgres::PgArguments,
     ) -> Result<Vec<PgRow>, Problem> {
         let needed = self.0.standing.newest();
-        let (_, rows) = self.0.reads.rows(&self.0.standing, needed, sql, arguments).await?;
+        let (_, rows) =
+            self.0.reads.rows(&self.0.standing, needed, (sql, Planned::ForItsValues), arguments).await?;
         Ok(rows)
     }
 

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::cache::Ready;
 use crate::feed::View;
+use crate::reads::Planned;
 use crate::{QueryState, arguments, reply, unavailable};
 
 impl QueryState {
@@ -42,7 +43,8 @@ impl QueryState {
             return Ok(Some(ready(found.body, found.number, read_at)));
         }
         let statement = body::statement(kind, tables);
-        let (number, rows) = state.reads.rows(&state.standing, needed, &statement, arguments!([id])?).await?;
+        let (number, rows) =
+            state.reads.rows(&state.standing, needed, (&statement, Planned::Once), arguments!([id])?).await?;
         let bodies = body::read(kind, &rows).map_err(|error| unavailable(&error))?;
         let Some(body) = bodies.into_iter().next() else { return Ok(None) };
         if let Some((shelf, session)) = shelf {

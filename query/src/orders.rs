@@ -16,6 +16,7 @@ use crate::cache::{Key, Ready};
 use crate::feed::View;
 use crate::page::Parameters;
 use crate::position::After;
+use crate::reads::Planned;
 use crate::reply::{self, IfNoneMatch, Kept};
 use crate::{QueryState, arguments, unavailable};
 
@@ -134,7 +135,8 @@ async fn list(
            ORDER BY id DESC LIMIT $1) o ON true ORDER BY o.id DESC"
     );
     let arguments = arguments!(i64::try_from(limit).unwrap_or(0) + 1, customer, status, before)?;
-    let (_, rows) = state.0.reads.rows(&state.0.standing, needed, &sql, arguments).await?;
+    let (_, rows) =
+        state.0.reads.rows(&state.0.standing, needed, (&sql, Planned::ForItsValues), arguments).await?;
     let (mut body, next_cursor) = compose(&parameters, &rows, limit).map_err(|error| unavailable(&error))?;
     if let Some(fields) = parameters.get("fields") {
         body = reply::only_fields(&body, fields)?;

@@ -21,6 +21,7 @@ use crate::cache::{Key, Ready};
 use crate::feed::View;
 use crate::page::{Parameters, invalid};
 use crate::position::After;
+use crate::reads::Planned;
 use crate::reply::{self, IfNoneMatch, Kept};
 use crate::{QueryState, arguments, unavailable};
 
@@ -80,6 +81,9 @@ struct ProductPage {
 
 const PARAMETERS: &[&str] =
     &["q", "department", "min_price", "max_price", "sort", "limit", "cursor", "fields"];
+
+/// The words that are searched for, read once for a statement and not for each row.
+const WORDS: &str = "(SELECT to_tsquery('simple', $2))";
 
 /// The most words of a search that count.
 const MAX_WORDS: usize = 10;
@@ -187,7 +191,9 @@ async fn page(state: &QueryState, query: &str) -> Result<Ready, Problem> {
         after_value,
         after_id,
     )?;
-    let (number, rows) = state.0.reads.rows(&state.0.standing, needed, &sql, arguments).await?;
+    // Without words, the best way depends on how many products have such a price.
+    let planned = if parameters.get("q").is_some() { Planned::Once } else { Planned::ForItsValues };
+    let (number, rows) = state.0.reads.rows(&state.0.standing, needed, (&sql, planned), arguments).await?;
     compose(&parameters, &rows, limit, number, read_at).map_err(|error| unavailable(&error))?
 }
 
@@ -222,8 +228,11 @@ fn compose(
     Ok(Ok(Ready { body, etag, owner: None, link, parked: false, number, read_at }))
 }
 
-/// One statement for one page. With words to search for, the matches are found first (by the words' index) and
-/// sorted then; without, they come in order from the index of the sort column. Every parameter is bound.
+/// One statement for one page. With words to search for, the matches are found first and sorted then; without, they come
+/// in order from the index of the sort column. Every parameter is bound.
+///
+/// With words, no index but theirs can be used, whatever the values are: the other filters are of expressions. Else a plan
+/// for all values takes the index of prices, and looks for the words in tens of thousands of rows.
 fn statement(
     Tables { products, stock, .. }: Tables,
     parameters: &Parameters,
@@ -235,27 +244,30 @@ fn statement(
 ) -> String {
     let (column, kind, descending) = sort.order();
     let (direction, compare) = if descending { ("DESC", "<") } else { ("ASC", ">") };
+    let (department, price) =
+        if searching { ("department || ''", "price_amount + 0") } else { ("department", "price_amount") };
     let mut filters = String::from("status = 'published'");
-    if searching {
-        filters.push_str(" AND search @@ to_tsquery('simple', $2)");
-    }
-    if parameters.get("department").is_some() {
-        filters.push_str(" AND department = $3");
-    }
-    if min_price.is_some() {
-        filters.push_str(" AND price_amount >= $4");
-    }
-    if max_price.is_some() {
-        filters.push_str(" AND price_amount <= $5");
-    }
+    let mut filter = |wanted: bool, condition: String| {
+        if wanted {
+            filters.push_str(" AND ");
+            filters.push_str(&condition);
+        }
+    };
+    filter(searching, format!("search @@ {WORDS}"));
+    filter(parameters.get("department").is_some(), format!("{department} = $3"));
+    filter(min_price.is_some(), format!("{price} >= $4"));
+    filter(max_price.is_some(), format!("{price} <= $5"));
     let continuation =
         if continued { format!("({column}, id) {compare} ($6::{kind}, $7::uuid)") } else { String::new() };
     let mut sql = String::new();
     // What is not used must still have a type.
     let types = "$2::text IS NULL, $3::text IS NULL, $4::bigint IS NULL, $5::bigint IS NULL, $6::text IS NULL, \
                  $7::uuid IS NULL";
-    let relevance =
-        if sort == Sort::Relevance { "ts_rank(search, to_tsquery('simple', $2)) AS relevance, " } else { "" };
+    let relevance = if sort == Sort::Relevance {
+        format!("ts_rank(search, {WORDS}) AS relevance, ")
+    } else {
+        String::new()
+    };
     let chosen = if searching {
         write!(
             sql,
@@ -307,6 +319,25 @@ fn search_of(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_search_uses_no_index_but_that_of_its_words() {
+        let all = "department=D&min_price=1&max_price=2";
+        let of = |query: &str, searching: bool| {
+            let parameters = Parameters::read(Some(query), PARAMETERS).unwrap();
+            let tables = Tables { products: 1, stock: 1, orders: 1 };
+            statement(tables, &parameters, searching, Sort::Newest, false, Some(1), Some(2))
+        };
+        let indexed = ["AND department = $3", "AND price_amount >= $4", "AND price_amount <= $5"];
+        let (searching, listing) = (of(&format!("q=word&{all}"), true), of(all, false));
+        for condition in indexed {
+            assert!(!searching.contains(condition), "{searching}");
+            assert!(listing.contains(condition), "{listing}");
+        }
+        for condition in ["department || '' = $3", "price_amount + 0 >= $4", "price_amount + 0 <= $5"] {
+            assert!(searching.contains(condition), "{searching}");
+        }
+    }
 
     #[test]
     fn searches_hold_words_and_nothing_else() {

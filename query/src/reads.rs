@@ -72,10 +72,28 @@ pub(crate) struct Reads {
     lag_bytes: i64,
 }
 
+/// How a statement is planned where no pooler is between: through one, for its values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Planned {
+    /// Once for each connection: whatever its values are, there is one good way. To plan the read of one body takes
+    /// longer than to do it.
+    Once,
+    /// Each time. With some values another index is the right one, and a plan for all of them, which PostgreSQL takes
+    /// after five times if it believes it to be as cheap, can be a hundred times slower.
+    ForItsValues,
+}
+
 impl Server {
     fn new(options: &PgConnectOptions, name: String, pooled: bool, config: QueryConfig) -> Self {
         let limit = config.statement_within.as_millis();
-        let settings = [("default_transaction_read_only", "on"), ("jit", "off")];
+        // The options come with every statement planned for its values; here each says for itself, see `Planned`.
+        // A plan made while a table was small must not be one that reads it whole when it has grown.
+        let settings = [
+            ("default_transaction_read_only", "on"),
+            ("jit", "off"),
+            ("plan_cache_mode", "auto"),
+            ("enable_seqscan", "off"),
+        ];
         let reads = |outcome: &'static str| metrics::counter!("tidemark_view_reads_total", "server" => name.clone(), "outcome" => outcome);
         let reads = Figures { answered: reads("answered"), behind: reads("behind"), failed: reads("failed") };
         let pool = PgPoolOptions::new()
@@ -96,10 +114,15 @@ impl Server {
         Self { pool: pool.connect_lazy_with(options), begin: None, name, reads }
     }
 
-    async fn rows(&self, sql: &str, arguments: PgArguments) -> Result<Vec<PgRow>, sqlx::Error> {
+    async fn rows(
+        &self,
+        sql: &str,
+        planned: Planned,
+        arguments: PgArguments,
+    ) -> Result<Vec<PgRow>, sqlx::Error> {
         let query = sqlx::query_with(AssertSqlSafe(sql), arguments);
         let rows = match &self.begin {
-            None => query.fetch_all(&self.pool).await,
+            None => query.persistent(planned == Planned::Once).fetch_all(&self.pool).await,
             Some(begin) => {
                 let mut transaction = self.pool.begin_with(AssertSqlSafe(begin.as_str())).await?;
                 let rows = query.persistent(false).fetch_all(&mut *transaction).await?;
@@ -147,18 +170,18 @@ impl Reads {
         &self,
         standing: &Standing,
         needed: i64,
-        sql: &str,
+        (sql, planned): (&str, Planned),
         arguments: PgArguments,
     ) -> Result<(i64, Vec<PgRow>), Problem> {
         // Without the feed it is not known how far a replica must be.
         if standing.is_fresh()
             && let Some(replica) = self.near(needed)
-            && let Some(found) = replica.rows(needed, sql, arguments.clone()).await
+            && let Some(found) = replica.rows(needed, sql, planned, arguments.clone()).await
         {
             return Ok(found);
         }
         let seen = standing.seen();
-        let error = match self.primary.rows(sql, arguments.clone()).await {
+        let error = match self.primary.rows(sql, planned, arguments.clone()).await {
             Ok(rows) => {
                 let number = number_of(&rows).map_err(|error| unavailable(&error))?;
                 seen.check(number)?;
@@ -169,7 +192,7 @@ impl Reads {
         };
         // While the primary is away nothing changes; a replica that has all that is known says all there is to say.
         for replica in &self.replicas {
-            if let Some(found) = replica.rows(needed, sql, arguments.clone()).await {
+            if let Some(found) = replica.rows(needed, sql, planned, arguments.clone()).await {
                 return Ok(found);
             }
         }
@@ -232,8 +255,15 @@ impl Reads {
 
 impl Replica {
     /// `None` when it fails or has not come so far.
-    async fn rows(&self, needed: i64, sql: &str, arguments: PgArguments) -> Option<(i64, Vec<PgRow>)> {
-        let found = self.server.rows(sql, arguments).await.and_then(|rows| Ok((number_of(&rows)?, rows)));
+    async fn rows(
+        &self,
+        needed: i64,
+        sql: &str,
+        planned: Planned,
+        arguments: PgArguments,
+    ) -> Option<(i64, Vec<PgRow>)> {
+        let found = self.server.rows(sql, planned, arguments).await;
+        let found = found.and_then(|rows| Ok((number_of(&rows)?, rows)));
         match found {
             Ok((number, rows)) => {
                 self.number.fetch_max(number, Ordering::AcqRel);

@@ -10,6 +10,7 @@ use utoipa_axum::routes;
 
 use crate::feed::View;
 use crate::position::After;
+use crate::reads::Planned;
 use crate::reply::{self, IfNoneMatch, Kept};
 use crate::{QueryState, arguments, unavailable};
 
@@ -45,7 +46,8 @@ async fn one(
          FROM views.head h LEFT JOIN views.stock_{instance} s ON s.product_id = $1"
     );
     let needed = state.0.cache.needed_of(id);
-    let (_, rows) = state.0.reads.rows(&state.0.standing, needed, &sql, arguments!(id)?).await?;
+    let (_, rows) =
+        state.0.reads.rows(&state.0.standing, needed, (&sql, Planned::Once), arguments!(id)?).await?;
     let row = &rows[0];
     if row.try_get::<Option<i64>, _>(5).map_err(|error| unavailable(&error))?.is_none() {
         return Err(Problem::new(&problem::NOT_FOUND, format!("product {id} has no stock")));

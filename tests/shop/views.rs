@@ -4,7 +4,7 @@ use std::io::Read;
 
 use serde_json::json;
 
-use crate::harness::{Shop, token};
+use crate::harness::{Shop, token, until};
 
 #[tokio::test]
 async fn products_are_found_filtered_sorted_and_paged() {
@@ -74,6 +74,55 @@ async fn products_are_found_filtered_sorted_and_paged() {
     let page =
         shop.get("/v1/products?q=ice", None, &[("Tidemark-After", gone.header("tidemark-position"))]).await;
     assert_eq!(page.body["items"], json!([]));
+}
+
+/// A plan may be kept for as long as a connection lives: one that reads a small table whole would do so when it has
+/// grown.
+#[tokio::test]
+async fn no_read_goes_through_a_whole_table_not_even_a_small_one() {
+    const PRODUCTS: usize = 30;
+    let shop = Shop::open().await;
+    let pool = shop.pool().await;
+    // Past the projector, whose own statements would be counted too.
+    let ids: Vec<uuid::Uuid> = sqlx::query_scalar(
+        "INSERT INTO views.products_1 (id, sku, name, department, price_amount, price_currency, status, version, \
+           created_position) \
+         SELECT gen_random_uuid(), 'S' || n, 'Thing ' || n, 'D', n, 'EUR', 'published', 1, n \
+         FROM generate_series(1, $1) AS n RETURNING id",
+    )
+    .bind(PRODUCTS as i64)
+    .fetch_all(&pool)
+    .await
+    .unwrap();
+    for (n, id) in ids.iter().enumerate() {
+        for path in [
+            format!("/v1/products/{id}"),
+            format!("/v1/products?q=thing&max_price={n}"),
+            format!("/v1/products?department=D&min_price={n}"),
+            format!("/v1/products?sort=newest&limit={}", n + 1),
+        ] {
+            assert_eq!(shop.get(&path, None, &[]).await.status, 200, "{path}");
+        }
+    }
+    // The server tells of them a second later, with what is read then.
+    let rows: i64 = until("the server's figures of these reads", async || {
+        shop.get(
+            &format!("/v1/products?q=thing&max_price={}", uuid::Uuid::now_v7().as_u128() % 100_000),
+            None,
+            &[],
+        )
+        .await;
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        sqlx::query_scalar(
+            "SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'products_1' AND idx_scan + seq_scan >= $1",
+        )
+        .bind(PRODUCTS as i64)
+        .fetch_optional(&pool)
+        .await
+        .unwrap()
+    })
+    .await;
+    assert_eq!(rows, 0);
 }
 
 #[tokio::test]
