@@ -13,7 +13,7 @@ run: setup            ## builds the shop and opens it on http://127.0.0.1:8080
 test: setup-test setup-cluster  ## every test, on real components, the API against its document, the short form of chaos
 	$(CARGO) test --workspace --locked --all-features
 	scripts/logs-check $(built)/tmp/shop
-	$(CARGO) build --locked -p tidemark -p tidemark-chaos --all-features
+	$(CARGO) build --workspace --locked --all-features
 	scripts/schemathesis $(built)/debug/tidemark $(SCHEMATHESIS_ARGS)
 	$(built)/debug/tidemark-chaos --seconds 60 --patience 4
 
