@@ -431,7 +431,7 @@ impl QueryState {
              FROM views.orders_{instance} WHERE customer_id = $1 ORDER BY id DESC LIMIT $2) o ON true ORDER BY o.id DESC"
         );
         let arguments = arguments!(customer, EXPORTED_ORDERS)?;
-        let (_, rows) = self.0.reads.rows(&self.0.standing, needed, (&sql, Planned::Once), arguments).await?;
+        let (_, rows) = self.0.reads.rows(&self.0.standing, needed, &sql, Planned::Once, arguments).await?;
         let body = |row: &PgRow| row.try_get::<Option<String>, _>(0).transpose();
         rows.iter()
             .filter_map(body)

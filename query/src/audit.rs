@@ -204,7 +204,7 @@ impl QueryState {
     ) -> Result<Vec<PgRow>, Problem> {
         let needed = self.0.standing.newest();
         let (_, rows) =
-            self.0.reads.rows(&self.0.standing, needed, (sql, Planned::ForItsValues), arguments).await?;
+            self.0.reads.rows(&self.0.standing, needed, sql, Planned::ForItsValues, arguments).await?;
         Ok(rows)
     }
 

@@ -44,7 +44,7 @@ impl QueryState {
         }
         let statement = body::statement(kind, tables);
         let (number, rows) =
-            state.reads.rows(&state.standing, needed, (&statement, Planned::Once), arguments!([id])?).await?;
+            state.reads.rows(&state.standing, needed, &statement, Planned::Once, arguments!([id])?).await?;
         let bodies = body::read(kind, &rows).map_err(|error| unavailable(&error))?;
         let Some(body) = bodies.into_iter().next() else { return Ok(None) };
         if let Some((shelf, session)) = shelf {

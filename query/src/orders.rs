@@ -136,7 +136,7 @@ async fn list(
     );
     let arguments = arguments!(i64::try_from(limit).unwrap_or(0) + 1, customer, status, before)?;
     let (_, rows) =
-        state.0.reads.rows(&state.0.standing, needed, (&sql, Planned::ForItsValues), arguments).await?;
+        state.0.reads.rows(&state.0.standing, needed, &sql, Planned::ForItsValues, arguments).await?;
     let (mut body, next_cursor) = compose(&parameters, &rows, limit).map_err(|error| unavailable(&error))?;
     if let Some(fields) = parameters.get("fields") {
         body = reply::only_fields(&body, fields)?;

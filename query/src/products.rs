@@ -193,7 +193,7 @@ async fn page(state: &QueryState, query: &str) -> Result<Ready, Problem> {
     )?;
     // Without words, the best way depends on how many products have such a price.
     let planned = if parameters.get("q").is_some() { Planned::Once } else { Planned::ForItsValues };
-    let (number, rows) = state.0.reads.rows(&state.0.standing, needed, (&sql, planned), arguments).await?;
+    let (number, rows) = state.0.reads.rows(&state.0.standing, needed, &sql, planned, arguments).await?;
     compose(&parameters, &rows, limit, number, read_at).map_err(|error| unavailable(&error))?
 }
 

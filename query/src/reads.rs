@@ -170,7 +170,8 @@ impl Reads {
         &self,
         standing: &Standing,
         needed: i64,
-        (sql, planned): (&str, Planned),
+        sql: &str,
+        planned: Planned,
         arguments: PgArguments,
     ) -> Result<(i64, Vec<PgRow>), Problem> {
         // Without the feed it is not known how far a replica must be.

@@ -47,7 +47,7 @@ async fn one(
     );
     let needed = state.0.cache.needed_of(id);
     let (_, rows) =
-        state.0.reads.rows(&state.0.standing, needed, (&sql, Planned::Once), arguments!(id)?).await?;
+        state.0.reads.rows(&state.0.standing, needed, &sql, Planned::Once, arguments!(id)?).await?;
     let row = &rows[0];
     if row.try_get::<Option<i64>, _>(5).map_err(|error| unavailable(&error))?.is_none() {
         return Err(Problem::new(&problem::NOT_FOUND, format!("product {id} has no stock")));
