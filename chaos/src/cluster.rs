@@ -352,14 +352,23 @@ async fn script(settings: &Settings, arguments: &[&str], within: Duration) -> Re
 
 /// State and parent of a process, from `/proc`.
 fn status_of(pid: i32) -> Option<(char, i32)> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    status(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+fn status(stat: &str) -> Option<(char, i32)> {
     // The name stands in parentheses and may hold anything.
-    let mut rest = text.rsplit_once(')')?.1.split_whitespace();
+    let mut rest = stat.rsplit_once(')')?.1.split_whitespace();
     Some((rest.next()?.chars().next()?, rest.next()?.parse().ok()?))
 }
 
+/// Whether a process, or what is left of it, still holds what it had open: its first thread may be dead while another
+/// one is still ending, and only with the last of them are its sockets closed.
 fn runs(pid: Pid) -> bool {
-    status_of(pid.as_raw_nonzero().get()).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
+    let threads = fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())).into_iter().flatten();
+    threads
+        .filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("stat")).ok())
+        .filter_map(|stat| status(&stat))
+        .any(|(state, _)| !matches!(state, 'Z' | 'X'))
 }
 
 /// Kills a process and waits until it is gone.
@@ -391,4 +400,30 @@ fn tree_of(root: Pid) -> Vec<Pid> {
         next += 1;
     }
     tree.into_iter().skip(1).filter_map(Pid::from_raw).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_runs_until_the_last_of_its_threads_has_ended() {
+        let program = "import ctypes, threading, time\n\
+            threading.Thread(target=time.sleep, args=(60,)).start()\n\
+            ctypes.CDLL(None).pthread_exit(None)";
+        let mut child = std::process::Command::new("python3").args(["-c", program]).spawn().unwrap();
+        let pid = Pid::from_child(&child);
+        let until = Instant::now() + Duration::from_secs(10);
+        while status_of(pid.as_raw_nonzero().get()).unwrap().0 != 'Z' {
+            assert!(Instant::now() < until, "its first thread did not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(runs(pid), "another thread is there, with all that is open");
+        child.kill().unwrap();
+        while runs(pid) {
+            assert!(Instant::now() < until, "it does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        child.wait().unwrap();
+    }
 }

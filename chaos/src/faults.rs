@@ -21,6 +21,9 @@ use crate::proxy::{Link, Weather};
 /// How long a member may take to come back before the next fault strikes all the same.
 const BACK_WITHIN: Duration = Duration::from_secs(45);
 
+/// How many times as long as asked for a run may take to come to its commands.
+const LONGER: u32 = 4;
+
 /// How long somebody who publishes is looked for.
 const LEADER_WITHIN: Duration = Duration::from_secs(5);
 
@@ -250,8 +253,8 @@ impl Arena {
         }
     }
 
-    /// Lets faults strike for a time, and for as long again while fewer commands than `least` have been acknowledged: a
-    /// busy machine needs longer. Then it waits until the last are over.
+    /// Lets faults strike for a time, and up to [`LONGER`] times as long while fewer commands than `least` have been
+    /// acknowledged: a slow machine needs longer. Then it waits until the last are over.
     pub(crate) async fn strike(self: &Arc<Self>, plan: Plan, time: Duration, least: u64) {
         let over = CancellationToken::new();
         let mut lanes = tokio::task::JoinSet::new();
@@ -267,7 +270,7 @@ impl Arena {
             drop(alone);
         }
         tokio::time::sleep_until(end.into()).await;
-        while self.stage.accepted() < least && Instant::now() < end + time {
+        while self.stage.accepted() < least && Instant::now() < end + time * (LONGER - 1) {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         over.cancel();

@@ -101,6 +101,8 @@ pub(crate) async fn in_cluster<T>(
     let mut environment = options.environment.clone();
     environment.push(("TIDEMARK_CLUSTER_LOG_LINK".to_owned(), links.log.port().to_string()));
     environment.push(("TIDEMARK_CLUSTER_VIEWS_LINK".to_owned(), links.views.port().to_string()));
+    // Kafka is killed before what Java's second compiler makes of it would be worth its time.
+    environment.push(("JDK_JAVA_OPTIONS".to_owned(), "-XX:TieredStopAtLevel=1".to_owned()));
     let settings = Settings {
         dir: dir.path().to_owned(),
         script: options.script.clone(),
