@@ -254,7 +254,9 @@ impl Follower<'_> {
                 session = shelf.open() => session,
             };
             // Bodies of another life of the server are worth nothing.
-            if self.known.is_some_and(|known| known.incarnation == Some(session.incarnation)) {
+            if self.known.is_none_or(|known| known.incarnation != Some(session.incarnation)) {
+                tracing::debug!("what is in Redis is of another life of the views' server");
+            } else if self.standing().is_complete() {
                 shelf.use_session(Some(Arc::clone(&session)));
                 let ended = self.by_redis(&session).await;
                 shelf.use_session(None);
@@ -262,10 +264,9 @@ impl Follower<'_> {
                     Ended::Views(error) => return Err(error),
                     Ended::Tier(error) => tracing::info!(%error, "following the views instead of Redis"),
                 }
-            } else {
-                tracing::debug!("what is in Redis is of another life of the views' server");
             }
-            // Whatever is wrong with Redis, it is not asked in a tight loop.
+            // Whatever is wrong with Redis, it is not asked in a tight loop. It says nothing of a view that is made: until
+            // all are there, only their own server is followed.
             tokio::select! {
                 ended = self.by_the_views() => return ended,
                 () = tokio::time::sleep(POLL) => {}

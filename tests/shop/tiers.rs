@@ -399,6 +399,29 @@ async fn while_the_primary_of_the_views_is_away_a_replica_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_reads_before_all_views_are_made_sees_the_last_of_them_come_though_redis_says_nothing_of_it() {
+    let (postgres, redis) = tokio::join!(Postgres::shared(), Redis::start());
+    let (log, views) = (postgres.database().await, postgres.database().await);
+    let url = redis.url();
+    let settings = [("TIDEMARK_VIEWS_URL", views.as_str()), ("TIDEMARK_REDIS_URL", url.as_str())];
+    let _command = Shop::part("command", &log, &[]).await;
+    // One view cannot be made yet. Nothing is ever appended, so no change says that it is there at last.
+    let pool = PgPool::connect(&views).await.unwrap();
+    let mut held = pool.begin().await.unwrap();
+    let lock = "SELECT pg_advisory_xact_lock(hashtextextended($1, 1))";
+    sqlx::query(lock).bind(tidemark_views::ORDERS).execute(&mut *held).await.unwrap();
+    let _projector = Shop::part("projector", &log, &settings).await;
+    until("Redis is filled", async || redis.generation().await).await;
+    let let_go = async {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        held.commit().await.unwrap();
+        Instant::now()
+    };
+    let (_query, since) = tokio::join!(Shop::part("query", &log, &settings), let_go);
+    assert!(since.elapsed() < Duration::from_secs(15), "{:?}", since.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_projector_that_stops_in_the_middle_of_a_transaction_holds_nobody_up_for_long() {
     let postgres = Postgres::shared().await;
     let (log, views) = (postgres.database().await, postgres.database().await);
