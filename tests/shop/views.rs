@@ -3,8 +3,9 @@
 use std::io::Read;
 
 use serde_json::json;
+use sqlx::PgPool;
 
-use crate::harness::{Shop, token, until};
+use crate::harness::{Postgres, Shop, token, until};
 
 #[tokio::test]
 async fn products_are_found_filtered_sorted_and_paged() {
@@ -230,4 +231,38 @@ async fn encoded_bodies_have_tags_of_their_own_that_everything_understands() {
             .unwrap();
         assert_eq!(answer.status, status, "{tag}: {}", answer.text);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_follows_late_gets_all_of_what_is_too_large_to_be_kept_in_memory() {
+    const PRODUCTS: usize = 1_650;
+    const BATCH: usize = 150;
+
+    let postgres = Postgres::shared().await;
+    let (log, views) = (postgres.database().await, postgres.database().await);
+    let command = Shop::part("command", &log, &[]).await;
+    // Events of more than ten megabytes, but few enough to count as near.
+    let description = "né ".repeat(1_666).trim_end().to_owned();
+    let mut position: i64 = 0;
+    for batch in 0..PRODUCTS / BATCH {
+        let item = |n: usize| {
+            json!({ "sku": format!("L-{batch}-{n}"), "name": "Long", "description": description,
+                    "price": { "amount": 100, "currency": "EUR" } })
+        };
+        let items = json!({ "items": (0..BATCH).map(item).collect::<Vec<_>>() });
+        let made = command.post("/v1/products/batch", items).await;
+        assert_eq!(made.status, 200, "{}", made.text);
+        position = made.header("tidemark-position").rsplit('-').next().unwrap().parse().unwrap();
+    }
+    let _projector = Shop::part("projector", &log, &[("TIDEMARK_VIEWS_URL", &views)]).await;
+    let pool = PgPool::connect(&views).await.unwrap();
+    until("the products are all taken in", async || {
+        let least = "SELECT min(position) FROM views.checkpoints WHERE name = 'products'";
+        let stands: i64 = sqlx::query_scalar(least).fetch_one(&pool).await.ok()?;
+        (stands >= position).then_some(())
+    })
+    .await;
+    let count: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM views.products_1").fetch_one(&pool).await.unwrap();
+    assert_eq!(count, PRODUCTS as i64);
 }

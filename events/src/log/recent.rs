@@ -44,13 +44,19 @@ pub(super) struct Recent {
 struct Told {
     appended: VecDeque<Appended>,
     events: usize,
+    bytes: usize,
+}
+
+fn bytes_of(events: &[RecordedEvent]) -> usize {
+    events.iter().map(|event| event.payload.len()).sum()
 }
 
 impl Told {
     fn push(&mut self, appended: Appended) {
         self.events += appended.events.len();
+        self.bytes += bytes_of(&appended.events);
         self.appended.push_back(appended);
-        while self.events > MOST_EVENTS {
+        while self.events > MOST_EVENTS || self.bytes > MOST_BYTES {
             self.pop();
         }
     }
@@ -58,6 +64,7 @@ impl Told {
     fn pop(&mut self) -> Option<Appended> {
         let oldest = self.appended.pop_front()?;
         self.events -= oldest.events.len();
+        self.bytes -= bytes_of(&oldest.events);
         Some(oldest)
     }
 
@@ -106,8 +113,12 @@ impl Kept {
         }
     }
 
-    /// The events after a position that a filter lets through, and up to where these are all.
-    fn after(&self, after: Position, filter: &Filter, limit: usize) -> Page<Arc<RecordedEvent>> {
+    /// The events after a position that a filter lets through, and up to where these are all; `None` when some of them
+    /// are not kept.
+    fn after(&self, after: Position, filter: &Filter, limit: usize) -> Option<Page<Arc<RecordedEvent>>> {
+        if after < self.from {
+            return None;
+        }
         let begin = self.events.partition_point(|event| event.position <= after);
         let wanted = self.events.range(begin..).filter(|event| filter.lets_through(event));
         let events: Vec<_> = wanted.take(limit).cloned().collect();
@@ -115,7 +126,7 @@ impl Kept {
             Some(last) if events.len() == limit => last.position,
             _ => self.to,
         };
-        Page { events, read_to, epoch: self.epoch }
+        Some(Page { events, read_to, epoch: self.epoch })
     }
 }
 
@@ -140,20 +151,23 @@ impl Log {
         if is_near && (kept.epoch != known.epoch || kept.to > known.position || kept.to < after) {
             kept.begin(known.epoch, after);
         }
-        if !is_near || after < kept.from {
-            drop(kept);
-            return Ok(self.read(after, known.position, filter, limit).await?.shared());
-        }
-        kept.take(&mut self.told(), known);
-        if kept.to == after {
-            let page = self.read(after, known.position, &Filter::default(), MOST_EVENTS).await?;
-            if page.epoch != kept.epoch {
-                // Another history has begun, and what was known of the head is not true of it.
-                kept.begin(page.epoch, after);
+        if is_near && after >= kept.from {
+            kept.take(&mut self.told(), known);
+            if kept.to == after {
+                let page = self.read(after, known.position, &Filter::default(), MOST_EVENTS).await?;
+                if page.epoch != kept.epoch {
+                    // Another history has begun, and what was known of the head is not true of it.
+                    kept.begin(page.epoch, after);
+                }
+                kept.extend(page.events, page.read_to);
             }
-            kept.extend(page.events, page.read_to);
+            // What has just been put in may be so large that this reader's next events had to go.
+            if let Some(page) = kept.after(after, filter, limit) {
+                return Ok(page);
+            }
         }
-        Ok(kept.after(after, filter, limit))
+        drop(kept);
+        Ok(self.read(after, known.position, filter, limit).await?.shared())
     }
 
     /// Whether somebody in this process reads by [`Log::read_recent`], so that [`Log::remember`] is worth the while.
@@ -235,11 +249,11 @@ mod tests {
             15,
         );
         let orders = Filter { categories: vec!["order".into()], ..Filter::default() };
-        let page = kept.after(10, &orders, 10);
+        let page = kept.after(10, &orders, 10).unwrap();
         assert_eq!((positions(&page), page.read_to), (vec![11, 13], 15));
-        let page = kept.after(10, &orders, 1);
+        let page = kept.after(10, &orders, 1).unwrap();
         assert_eq!((positions(&page), page.read_to), (vec![11], 11), "there may be more behind the last");
-        let page = kept.after(13, &orders, 10);
+        let page = kept.after(13, &orders, 10).unwrap();
         assert_eq!((positions(&page), page.read_to), (vec![], 15));
     }
 
@@ -258,8 +272,11 @@ mod tests {
         kept.extend(vec![event(15, "order", 1), event(16, "order", 1)], 16);
         kept.take(&mut told, at(1, 17));
         assert_eq!((kept.from, kept.to), (10, 17));
-        assert_eq!(positions(&kept.after(10, &Filter::default(), 99)), (11..=17).collect::<Vec<_>>());
-        assert_eq!(told.events, 0);
+        assert_eq!(
+            positions(&kept.after(10, &Filter::default(), 99).unwrap()),
+            (11..=17).collect::<Vec<_>>()
+        );
+        assert_eq!((told.events, told.bytes), (0, 0));
     }
 
     #[test]
@@ -269,7 +286,7 @@ mod tests {
         told.push(appended(10, at(1, 12)));
         told.push(appended(10, at(2, 11)));
         kept.take(&mut told, at(2, 20));
-        assert_eq!(positions(&kept.after(10, &Filter::default(), 99)), [11]);
+        assert_eq!(positions(&kept.after(10, &Filter::default(), 99).unwrap()), [11]);
     }
 
     #[test]
@@ -288,5 +305,19 @@ mod tests {
         kept.begin(1, 0);
         kept.take(&mut told, at(1, many * 2));
         assert_eq!(kept.to, 0, "the first that are left do not go on from here");
+    }
+
+    #[test]
+    fn who_has_not_read_what_had_to_go_is_told_so() {
+        let (mut kept, mut told) = (Kept::default(), Told::default());
+        kept.begin(1, 0);
+        kept.extend((1..=3).map(|at| event(at, "stock", MOST_BYTES / 2)).collect(), 3);
+        assert_eq!(kept.after(0, &Filter::default(), 99), None, "the first is not there any more");
+        assert_eq!(positions(&kept.after(1, &Filter::default(), 99).unwrap()), [2, 3]);
+        for at_position in 4..=6 {
+            let events = vec![event(at_position, "stock", MOST_BYTES / 2)];
+            told.push(Appended { events, after: at_position - 1, head: at(1, at_position) });
+        }
+        assert_eq!((told.appended.len(), told.bytes), (2, MOST_BYTES));
     }
 }
