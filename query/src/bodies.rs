@@ -30,11 +30,12 @@ impl QueryState {
     /// Reads a body; `None` when there is no such thing.
     pub(crate) async fn load(&self, kind: Kind, id: Uuid) -> Result<Option<Ready>, Problem> {
         let state = &self.0;
+        // Before the tables are chosen: when readers are led to others, what was read of these is not kept.
+        let (read_at, needed) = (Instant::now(), state.cache.needed_of(id));
         let tables = match kind {
             Kind::Product => self.tables(&[View::Products, View::Stock])?,
             Kind::Order => self.tables(&[View::Orders])?,
         };
-        let (read_at, needed) = (Instant::now(), state.cache.needed_of(id));
         let shelf = state.shelf.as_ref().filter(|_| state.standing.is_fresh());
         let shelf = shelf.and_then(|shelf| Some((shelf, shelf.session()?)));
         if let Some((shelf, session)) = &shelf

@@ -73,22 +73,27 @@ impl Weighter<Key, Arc<Ready>> for Bytewise {
 pub(crate) struct Cache {
     bodies: quick_cache::sync::Cache<Key, Arc<Ready>, Bytewise>,
     slots: Vec<AtomicI64>,
+    /// How long to wait for somebody else's read.
+    patience: Duration,
     /// The newest change of each view, for pages.
     views: [AtomicI64; View::COUNT],
     /// Bodies below it are invalid, whatever they are.
     floor: AtomicI64,
     made_at: Instant,
-    /// Microseconds from then to when numbers began anew: what was read before is of another history.
+    /// Microseconds from then to when numbers began anew, or readers went to other tables: what a read that began before
+    /// brings is of another history.
     anew: AtomicU64,
 }
 
 impl Cache {
-    pub(crate) fn new(bytes: u64) -> Self {
+    /// So many bytes of bodies; `patience` is how long whoever asks waits for reads of others before theirs fails.
+    pub(crate) fn new(bytes: u64, patience: Duration) -> Self {
         const ABOUT_A_BODY: u64 = 512;
         let items = usize::try_from(bytes / ABOUT_A_BODY).unwrap_or(usize::MAX);
         Self {
             bodies: quick_cache::sync::Cache::with_weighter(items, bytes, Bytewise),
             slots: (0..SLOTS).map(|_| AtomicI64::new(0)).collect(),
+            patience,
             views: Default::default(),
             floor: AtomicI64::new(0),
             made_at: Instant::now(),
@@ -99,12 +104,17 @@ impl Cache {
     /// The server that numbered the changes so far is gone, and its successor may not have had all of them: nothing
     /// that was read counts, and no number that was seen. The newest change is now `number`.
     pub(crate) fn begin_anew(&self, number: i64) {
-        let elapsed = u64::try_from(self.made_at.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.anew.store(elapsed.saturating_add(1), Ordering::Release);
+        self.drop_what_is_being_read();
         for last in self.slots.iter().chain(&self.views) {
             last.store(0, Ordering::Release);
         }
         self.floor.store(number, Ordering::Release);
+    }
+
+    /// Reads that are under way are for those alone who have asked for them.
+    pub(crate) fn drop_what_is_being_read(&self) {
+        let elapsed = u64::try_from(self.made_at.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.anew.store(elapsed.saturating_add(1), Ordering::Release);
     }
 
     /// A change with this number touched these keys of a view.
@@ -157,11 +167,13 @@ impl Cache {
     /// The body of a key: from memory if it is valid and `trusted`, else read by `load`, once for all who ask for it
     /// at the same time. A body whose read began after this call is good enough whatever has changed since.
     ///
-    /// `None` (there is no such thing) and errors are not remembered.
+    /// `None` (there is no such thing) and errors are not remembered: who waited for such a read reads in turn, and gets
+    /// `late` if too much time is over by then.
     pub(crate) async fn get<E>(
         &self,
         key: Key,
         trusted: bool,
+        late: impl FnOnce() -> E,
         load: impl AsyncFnOnce() -> Result<Option<Ready>, E>,
     ) -> Result<Option<Arc<Ready>>, E> {
         if trusted
@@ -180,6 +192,7 @@ impl Cache {
                 Ok(old) => {
                     self.bodies.remove_if(&key, |ready| Arc::ptr_eq(ready, &old));
                 }
+                Err(_guard) if asked_at.elapsed() > self.patience => return Err(late()),
                 Err(guard) => {
                     figures().miss.increment(1);
                     let Some(ready) = load().await? else { return Ok(None) };
@@ -223,14 +236,22 @@ mod tests {
         }
     }
 
+    fn cache() -> Cache {
+        Cache::new(1 << 20, Duration::from_secs(10))
+    }
+
+    fn in_time() -> Infallible {
+        panic!("nobody had to wait")
+    }
+
     async fn get(cache: &Cache, key: Key, number: i64, text: &'static str) -> Bytes {
-        let loaded = cache.get(key, true, async || Ok::<_, Infallible>(Some(ready(number, text)))).await;
+        let loaded = cache.get(key, true, in_time, async || Ok(Some(ready(number, text)))).await;
         loaded.unwrap().unwrap().body.clone()
     }
 
     #[tokio::test]
     async fn a_body_read_before_a_change_is_not_served_after_it() {
-        let (cache, id) = (Cache::new(1 << 20), Uuid::now_v7());
+        let (cache, id) = (cache(), Uuid::now_v7());
         assert_eq!(get(&cache, Key::Product(id), 5, "old").await, "old");
         assert_eq!(get(&cache, Key::Product(id), 5, "unused").await, "old", "from memory");
         cache.changed(View::Stock, &[id], 6);
@@ -240,12 +261,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_change_that_comes_while_a_body_is_read_is_not_lost() {
-        let (cache, id) = (Cache::new(1 << 20), Uuid::now_v7());
+        let (cache, id) = (cache(), Uuid::now_v7());
         let read = cache
-            .get(Key::Product(id), true, async || {
+            .get(Key::Product(id), true, in_time, async || {
                 // The snapshot was taken at number 5; number 6 is learnt before the body is kept.
                 cache.changed(View::Products, &[id], 6);
-                Ok::<_, Infallible>(Some(ready(5, "old")))
+                Ok(Some(ready(5, "old")))
             })
             .await;
         assert_eq!(read.unwrap().unwrap().body, "old", "whoever asked before may see it");
@@ -254,7 +275,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_late_reader_of_an_old_snapshot_cannot_bring_it_back() {
-        let (cache, id) = (Cache::new(1 << 20), Uuid::now_v7());
+        let (cache, id) = (cache(), Uuid::now_v7());
         cache.changed(View::Products, &[id], 9);
         assert_eq!(get(&cache, Key::Product(id), 8, "from a slow replica").await, "from a slow replica");
         assert_eq!(get(&cache, Key::Product(id), 9, "new").await, "new", "it was not kept for others");
@@ -262,7 +283,7 @@ mod tests {
 
     #[tokio::test]
     async fn pages_follow_their_views_and_missed_changes_drop_everything() {
-        let (cache, id) = (Cache::new(1 << 20), Uuid::now_v7());
+        let (cache, id) = (cache(), Uuid::now_v7());
         let page = || Key::Products("q=x".into());
         get(&cache, page(), 1, "one").await;
         cache.changed(View::Orders, &[id], 2);
@@ -277,7 +298,7 @@ mod tests {
 
     #[tokio::test]
     async fn numbers_that_begin_anew_bring_nothing_old_back() {
-        let cache = Cache::new(1 << 20);
+        let cache = cache();
         let id = Uuid::now_v7();
         cache.changed(View::Orders, &[id], 50);
         assert_eq!(get(&cache, Key::Order(id), 51, "of the lost end").await, "of the lost end");
@@ -290,27 +311,55 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn many_who_miss_read_once_and_a_failed_read_stops_nobody() {
+    async fn a_read_that_began_with_the_tables_before_is_not_kept() {
+        let (cache, id) = (cache(), Uuid::now_v7());
+        let read = cache
+            .get(Key::Product(id), true, in_time, async || {
+                let ready = ready(5, "of the tables before");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                // It saw the number of the switch, which is learnt only now.
+                cache.drop_before(5);
+                cache.drop_what_is_being_read();
+                Ok(Some(ready))
+            })
+            .await;
+        assert_eq!(read.unwrap().unwrap().body, "of the tables before");
+        assert_eq!(get(&cache, Key::Product(id), 5, "new").await, "new");
+    }
+
+    /// Fifty ask for one order at once; the answers, and how often it was read.
+    async fn fifty(cache: Cache, first_alone_fails: bool) -> (Vec<Result<Bytes, &'static str>>, usize) {
         use std::sync::atomic::AtomicUsize;
 
-        let cache = Arc::new(Cache::new(1 << 20));
-        let (id, reads) = (Uuid::now_v7(), Arc::new(AtomicUsize::new(0)));
+        let (cache, id, reads) = (Arc::new(cache), Uuid::now_v7(), Arc::new(AtomicUsize::new(0)));
         let mut readers = tokio::task::JoinSet::new();
         for _ in 0..50 {
             let (cache, reads) = (Arc::clone(&cache), Arc::clone(&reads));
             readers.spawn(async move {
-                cache
-                    .get(Key::Order(id), true, async || {
-                        let first = reads.fetch_add(1, Ordering::SeqCst) == 0;
-                        tokio::time::sleep(Duration::from_millis(20)).await;
-                        if first { Err("away") } else { Ok(Some(ready(1, "body"))) }
-                    })
-                    .await
-                    .map(|ready| ready.unwrap().body.clone())
+                let load = async || {
+                    let first = reads.fetch_add(1, Ordering::SeqCst) == 0;
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    if first || !first_alone_fails { Err("away") } else { Ok(Some(ready(1, "body"))) }
+                };
+                let answer = cache.get(Key::Order(id), true, || "late", load).await;
+                answer.map(|ready| ready.unwrap().body.clone())
             });
         }
         let answers = readers.join_all().await;
+        (answers, reads.load(Ordering::SeqCst))
+    }
+
+    #[tokio::test]
+    async fn many_who_miss_read_once_and_a_failed_read_stops_nobody() {
+        let (answers, reads) = fifty(cache(), true).await;
         assert_eq!(answers.iter().filter(|answer| answer.is_err()).count(), 1);
-        assert_eq!(reads.load(Ordering::SeqCst), 2, "one failed, one for all others");
+        assert_eq!(reads, 2, "one failed, one for all others");
+    }
+
+    #[tokio::test]
+    async fn while_all_reads_fail_nobody_waits_for_those_of_all_before() {
+        let (answers, reads) = fifty(Cache::new(1 << 20, Duration::from_millis(10)), false).await;
+        assert_eq!(answers.iter().filter(|answer| **answer == Err("late")).count(), 49);
+        assert_eq!(reads, 1, "who has waited for one that failed does not begin another");
     }
 }

@@ -28,6 +28,9 @@ const PACE: Duration = Duration::from_millis(2);
 /// After this without an answer from the feed, nothing in memory is trusted.
 const TRUSTED_FOR: Duration = Duration::from_secs(2);
 
+/// After this a connection that says nothing is given up: the server, or what is between, may be gone without a word.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+
 /// A view that is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum View {
@@ -157,6 +160,16 @@ impl Standing {
         });
     }
 
+    /// As [`Standing::stand`], of instances that were read before the newest changes were taken in: readers may have
+    /// been led to others since, and stay there.
+    fn stand_again(&self, instances: &[Instance]) {
+        let stay = |instance: &&Instance| {
+            View::of(&instance.name)
+                .is_some_and(|view| [0, instance.instance].contains(&self.of(view).instance))
+        };
+        self.stand(&instances.iter().filter(stay).cloned().collect::<Vec<_>>());
+    }
+
     /// The views stand where these changes have put them.
     fn moved(&self, changes: &[Change]) {
         self.views.send_if_modified(|views| {
@@ -212,9 +225,13 @@ pub(crate) async fn follow(state: &QueryState, primary: PgConnectOptions, stop: 
     let options = primary
         .application_name("tidemark query feed")
         .options([("statement_timeout", state.0.config.statement_within.as_millis().to_string())]);
-    let pool = PgPoolOptions::new().max_connections(2).connect_lazy_with(options);
-    let mut follower = Follower { state, pool: &pool, known: None };
+    let mut follower = Follower { state, pool: PgPool::connect_lazy_with(options.clone()), known: None };
     while !stop.is_cancelled() {
+        // Connections of their own each time: those before may be waiting for a server that will not say a word.
+        follower.pool = PgPoolOptions::new()
+            .max_connections(2)
+            .acquire_timeout(ANSWERS_WITHIN)
+            .connect_lazy_with(options.clone());
         let ended = tokio::select! {
             () = stop.cancelled() => break,
             ended = follower.run() => ended,
@@ -225,13 +242,19 @@ pub(crate) async fn follow(state: &QueryState, primary: PgConnectOptions, stop: 
         }
         tokio::time::timeout(POLL, stop.cancelled()).await.ok();
     }
-    pool.close().await;
+    tokio::time::timeout(ANSWERS_WITHIN, follower.pool.close()).await.ok();
+}
+
+/// Waits for an answer no longer than [`ANSWERS_WITHIN`].
+async fn in_time<T, E: From<sqlx::Error>>(answer: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    let silent = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
+    tokio::time::timeout(ANSWERS_WITHIN, answer).await.unwrap_or_else(|_elapsed| Err(silent().into()))
 }
 
 struct Follower<'a> {
     state: &'a QueryState,
     /// The primary, directly.
-    pool: &'a PgPool,
+    pool: PgPool,
     /// All changes up to here have been taken in.
     known: Option<End>,
 }
@@ -276,13 +299,13 @@ impl Follower<'_> {
 
     /// Follows the stream in the views' primary, as it notifies.
     async fn by_the_views(&mut self) -> Result<(), ViewError> {
-        let mut listener = PgListener::connect_with(self.pool).await?;
-        listener.listen(feed::CHANNEL).await?;
+        let mut listener = in_time(PgListener::connect_with(&self.pool)).await?;
+        in_time(listener.listen(feed::CHANNEL)).await?;
         let mut connection = self.pool.acquire().await?;
-        self.begin(&mut connection).await?;
+        in_time(self.begin(&mut connection)).await?;
         loop {
             let asked_at = Instant::now();
-            if self.advance(&mut connection).await? {
+            if in_time(self.advance(&mut connection)).await? {
                 self.standing().verify(asked_at);
                 tokio::time::sleep(PACE).await;
                 // One read answers all notifications that have come meanwhile.
@@ -307,6 +330,11 @@ impl Follower<'_> {
     }
 
     async fn try_by_redis(&mut self, session: &Session) -> Result<Infallible, Ended> {
+        // Redis tells of changes. Where the views stand without any, after a loss, only they themselves say.
+        self.catch_up().await?;
+        if self.known.is_none_or(|known| known.incarnation != Some(session.incarnation)) {
+            return Err(TierError::Moved.into());
+        }
         let mut poll = POLL;
         let mut compared_at = Instant::now();
         loop {
@@ -327,9 +355,11 @@ impl Follower<'_> {
             if compared_at.elapsed() >= poll {
                 compared_at = Instant::now();
                 let was = self.known;
-                let end = self.state.0.reads.end().await?;
+                // On a connection of its own: those of requests may all be taken, and then memory is what helps.
+                let pool = self.pool.clone();
+                let end = in_time(async { feed::end(&mut *pool.acquire().await?).await }).await?;
                 if self.known.is_none_or(|known| !is_same_life(known, end) || known.number < end.number) {
-                    self.begin(&mut *self.pool.acquire().await.map_err(ViewError::from)?).await?;
+                    self.catch_up().await?;
                 }
                 if self.known.map(|known| known.incarnation) != was.map(|was| was.incarnation) {
                     return Err(TierError::Moved.into());
@@ -360,8 +390,14 @@ impl Follower<'_> {
                 Ok(())
             }
             // Too many to be named, or some were missed.
-            _ => self.begin(&mut *self.pool.acquire().await?).await,
+            _ => self.catch_up().await,
         }
+    }
+
+    /// Begins where the views' own server is, and goes on elsewhere.
+    async fn catch_up(&mut self) -> Result<(), ViewError> {
+        let mut connection = self.pool.acquire().await?;
+        in_time(self.begin(&mut connection)).await
     }
 
     fn standing(&self) -> &Standing {
@@ -373,7 +409,7 @@ impl Follower<'_> {
         let (instances, end) = feed::standing(connection).await?;
         if self.known.is_some_and(|known| is_same_life(known, end)) {
             while !self.advance(connection).await? {}
-            self.standing().stand(&instances);
+            self.standing().stand_again(&instances);
         } else {
             self.begin_anew(&instances, end);
         }
@@ -427,6 +463,8 @@ impl Follower<'_> {
         self.standing().seen.store(end.number, Ordering::Release);
         self.known = Some(end);
         self.standing().stand(&instances);
+        // A read that is under way may have begun with the tables before, and have seen the number of the switch.
+        self.state.0.cache.drop_what_is_being_read();
         Ok(())
     }
 
@@ -480,9 +518,12 @@ mod tests {
         // Another instance is read from where it stands, whatever the one before had come to.
         standing.stand(&[stock(2, 1, 8)]);
         assert_eq!(at(), (2, 8));
+        // Who comes back and has taken a switch in stays there, whatever was read before it.
+        standing.stand_again(&[stock(1, 1, 20)]);
+        assert_eq!(at(), (2, 8));
         // And in another history nothing of this one counts.
         standing.lose();
-        standing.stand(&[stock(2, 1, 3)]);
+        standing.stand_again(&[stock(2, 1, 3)]);
         assert_eq!(at(), (2, 3));
     }
 }

@@ -107,7 +107,7 @@ impl QueryState {
         let state = Self(Arc::new(Inner {
             reads: Reads::new(servers, config),
             shelf: tier.map(Shelf::new),
-            cache: Cache::new(config.cache_bytes),
+            cache: Cache::new(config.cache_bytes, config.statement_within),
             standing: Standing::default(),
             access,
             vault,
@@ -180,6 +180,11 @@ pub(crate) fn log_away(error: &LogError) -> Problem {
 }
 
 /// The database's errors, as clients see them.
+/// For those who waited for reads that came to nothing.
+pub(crate) fn too_late() -> Problem {
+    Problem::new(&problem::UNAVAILABLE, "the views take too long to answer").with_retry_after(1)
+}
+
 pub(crate) fn unavailable(error: &sqlx::Error) -> Problem {
     tracing::warn!(%error, "cannot read the views");
     Problem::new(&problem::UNAVAILABLE, "the views cannot be read now").with_retry_after(1)

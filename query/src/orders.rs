@@ -18,7 +18,7 @@ use crate::page::Parameters;
 use crate::position::After;
 use crate::reads::Planned;
 use crate::reply::{self, IfNoneMatch, Kept};
-use crate::{QueryState, arguments, unavailable};
+use crate::{QueryState, arguments, too_late, unavailable};
 
 /// How orders stand, as they are listed by it.
 pub const STATUSES: &[&str] = &["placed", "shipped", "delivered", "cancelled"];
@@ -52,8 +52,11 @@ async fn one(
     actor.require(&[Role::Customer, Role::Staff])?;
     state.wait(after, &[View::Orders]).await?;
     let trusted = state.0.standing.is_fresh();
-    let found =
-        state.0.cache.get(Key::Order(id), trusted, async || state.load(Kind::Order, id).await).await?;
+    let found = state
+        .0
+        .cache
+        .get(Key::Order(id), trusted, too_late, async || state.load(Kind::Order, id).await)
+        .await?;
     let may_see = |ready: &Ready| actor.role != Role::Customer || ready.owner == Some(actor.subject);
     let ready = found
         .filter(|ready| may_see(ready))

@@ -23,7 +23,7 @@ use crate::page::{Parameters, invalid};
 use crate::position::After;
 use crate::reads::Planned;
 use crate::reply::{self, IfNoneMatch, Kept};
-use crate::{QueryState, arguments, unavailable};
+use crate::{QueryState, arguments, too_late, unavailable};
 
 pub(crate) fn routes() -> OpenApiRouter<QueryState> {
     OpenApiRouter::new().routes(routes!(one)).routes(routes!(list))
@@ -52,8 +52,11 @@ async fn one(
 ) -> Result<Response, Problem> {
     state.wait(after, &[View::Products, View::Stock]).await?;
     let trusted = state.0.standing.is_fresh();
-    let found =
-        state.0.cache.get(Key::Product(id), trusted, async || state.load(Kind::Product, id).await).await?;
+    let found = state
+        .0
+        .cache
+        .get(Key::Product(id), trusted, too_late, async || state.load(Kind::Product, id).await)
+        .await?;
     let ready =
         found.ok_or_else(|| Problem::new(&problem::NOT_FOUND, format!("there is no product {id}")))?;
     if let Some(query) = query {
@@ -118,7 +121,8 @@ async fn list(
     let query = query.unwrap_or_default();
     // A query that was answered before is known to be a good one: only a new one is parsed.
     let key = Key::Products(query.as_str().into());
-    let found = state.0.cache.get(key, trusted, async || page(&state, &query).await.map(Some)).await?;
+    let found =
+        state.0.cache.get(key, trusted, too_late, async || page(&state, &query).await.map(Some)).await?;
     let ready = found.ok_or_else(|| Problem::new(&problem::INTERNAL, "a page without a body"))?;
     reply::ready(&has, &ready, Kept::Publicly, after)
 }
@@ -171,6 +175,8 @@ async fn page(state: &QueryState, query: &str) -> Result<Ready, Problem> {
     let min_price: Option<i64> = parameters.parse("min_price", "minor units")?;
     let max_price: Option<i64> = parameters.parse("max_price", "minor units")?;
     let cursor: Option<SortKey> = parameters.cursor()?;
+    // Before the tables are chosen: when readers are led to others, what was read of these is not kept.
+    let (read_at, needed) = (Instant::now(), state.0.cache.needed_of_views(&[View::Products, View::Stock]));
     let sql = statement(
         state.tables(&[View::Products, View::Stock])?,
         &parameters,
@@ -181,7 +187,6 @@ async fn page(state: &QueryState, query: &str) -> Result<Ready, Problem> {
         max_price,
     );
     let (after_value, after_id) = cursor.map_or((None, None), |SortKey(value, id)| (Some(value), Some(id)));
-    let (read_at, needed) = (Instant::now(), state.0.cache.needed_of_views(&[View::Products, View::Stock]));
     let arguments = arguments!(
         i64::try_from(limit).unwrap_or(0) + 1,
         search,

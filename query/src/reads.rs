@@ -12,7 +12,6 @@ use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::{AssertSqlSafe, PgPool, Row};
 use tidemark_http::problem::Problem;
 use tidemark_views::body::number_of;
-use tidemark_views::feed::{self, End};
 use tokio_util::sync::CancellationToken;
 
 use crate::QueryConfig;
@@ -211,12 +210,6 @@ impl Reads {
             }
             is_near && replica.number.load(Ordering::Acquire) >= needed
         })
-    }
-
-    /// Where the primary's changes end.
-    pub(crate) async fn end(&self) -> Result<End, tidemark_views::ViewError> {
-        let mut connection = self.primary.pool.acquire().await?;
-        feed::end(&mut connection).await
     }
 
     /// Compares the replicas with the primary until `stop`.

@@ -117,6 +117,15 @@ impl Postgres {
         }
     }
 
+    /// Ends the server in order, without waiting for its clients.
+    pub(crate) fn stop(&self) {
+        if let Some(mut server) = self.server.lock().unwrap().take() {
+            let pid = rustix::process::Pid::from_child(&server);
+            rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+            server.wait().unwrap();
+        }
+    }
+
     /// Copies the files of the stopped server: a replica that stands where it stood.
     pub(crate) fn copy_as_replica(&self) {
         let (data, replica) = (self.folder.path().join("data"), self.folder.path().join("replica"));

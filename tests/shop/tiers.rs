@@ -422,6 +422,72 @@ async fn who_reads_before_all_views_are_made_sees_the_last_of_them_come_though_r
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_a_quiet_shop_who_follows_redis_knows_again_where_the_views_stand_after_a_restart_of_their_server()
+{
+    let parts = Parts::open().await;
+    let url = parts.redis.url();
+    let query = parts.query(&[("TIDEMARK_REDIS_URL", &url)]).await;
+    let product = parts.command.product("Q", 1).await;
+    let position = parts.receive(&product).await;
+    assert_eq!(after(&query, &product, &position).await.body["available"], 2);
+    until("Redis answers", async || {
+        query.get(&format!("/v1/products/{product}"), None, &[]).await;
+        (hits(&query).await >= 5.0).then_some(())
+    })
+    .await;
+    parts.postgres.stop();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    parts.postgres.launch().await;
+    // Nothing is appended: no change says it.
+    let since = Instant::now();
+    assert_eq!(after(&query, &product, &position).await.body["available"], 2);
+    assert!(since.elapsed() < Duration::from_secs(20), "{:?}", since.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_in_memory_is_served_while_searches_hold_every_connection() {
+    let parts = Parts::open().await;
+    let url = parts.redis.url();
+    let query = parts.query(&[("TIDEMARK_REDIS_URL", &url), ("TIDEMARK_CACHE_MIB", "16")]).await;
+    let product = parts.command.product("M", 5).await;
+    let order = parts.command.order(&product, 1, "m-1").await.unwrap();
+    let path = format!("/v1/orders/{}", order.body["id"].as_str().unwrap());
+    let position = order.header("tidemark-position").to_owned();
+    until("the order is in memory", async || {
+        let read = query.get(&path, Some(&query.customer), &[("Tidemark-After", &position)]).await;
+        (read.status == 200).then_some(())
+    })
+    .await;
+    let pool = parts.views().await;
+    let mut held = pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE views.products_1 IN ACCESS EXCLUSIVE MODE").execute(&mut *held).await.unwrap();
+    let end = Instant::now() + Duration::from_secs(8);
+    let searches = futures_util::future::join_all((0..40).map(|client| {
+        let query = &query;
+        async move {
+            let mut number = 0;
+            while Instant::now() < end {
+                number += 1;
+                query.get(&format!("/v1/products?q=word{client}x{number}"), None, &[]).await;
+            }
+        }
+    }));
+    let reads = async {
+        // Long enough for every connection to be taken, and for what was known before to be too old.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        while Instant::now() < end - Duration::from_millis(500) {
+            let read = query.get(&path, Some(&query.customer), &[]).await;
+            assert_eq!(read.status, 200, "{}", read.text);
+            let ready = query.get("/readyz", None, &[]).await;
+            assert_eq!(ready.status, 200, "{}", ready.text);
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    tokio::join!(searches, reads);
+    held.rollback().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_projector_that_stops_in_the_middle_of_a_transaction_holds_nobody_up_for_long() {
     let postgres = Postgres::shared().await;
     let (log, views) = (postgres.database().await, postgres.database().await);
