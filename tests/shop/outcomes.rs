@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use serde_json::json;
 use sqlx::{Connection, Executor, PgConnection, PgPool};
-use tidemark_events::log::{Batch, NewEvent, Outcome, WriterConnection, connect_options};
+use tidemark_events::log::{Batch, NewEvent, Outcome, Swift, WriterConnection, connect_options};
 use tidemark_events::stock::StockReceived;
-use tidemark_events::{Metadata, stream};
+use tidemark_events::{Fact, Metadata, stream};
 use uuid::Uuid;
 
 use crate::harness::{Answer, Postgres, Shop, audit, until};
@@ -32,6 +32,29 @@ async fn behind_a_proxy() -> (Arc<Postgres>, Proxy, Shop, String) {
     shop.url = url;
     let product = shop.product("P", 1_000).await;
     (postgres, proxy, shop, product)
+}
+
+fn by_the_test() -> Metadata {
+    Metadata {
+        correlation_id: Uuid::now_v7(),
+        causation_id: None,
+        actor: "test".to_owned(),
+        traceparent: None,
+        origin: None,
+    }
+}
+
+/// The second event of a product's stock.
+fn received<'a>(product_id: Uuid, fact: &'a Fact, metadata: &'a Metadata) -> NewEvent<'a> {
+    NewEvent {
+        stream_id: stream::stock_of(product_id),
+        version: 2,
+        event_id: Uuid::now_v7(),
+        fact,
+        metadata,
+        partition_key: product_id,
+        begins: None,
+    }
 }
 
 async fn orders_placed(pool: &PgPool) -> i64 {
@@ -71,6 +94,42 @@ async fn a_commit_whose_answer_is_lost_is_looked_up_before_its_client_is_answere
     assert_eq!(proxy.cuts(), 5);
     shop.caught_up().await;
     audit(&pool).await;
+}
+
+#[tokio::test]
+async fn a_database_that_says_nothing_any_more_is_given_up_and_asked_anew() {
+    let (_postgres, proxy, shop, product) = behind_a_proxy().await;
+    let pool = shop.pool().await;
+    proxy.cut_next(Cut::Silence, "OrderPlaced");
+    let since = Instant::now();
+    let answer = shop.order(&product, 1, "silence").await.unwrap();
+    assert_eq!((answer.status, proxy.cuts()), (201, 1), "{}", answer.text);
+    assert!(since.elapsed() < Duration::from_secs(15), "{:?}", since.elapsed());
+    assert_eq!(orders_placed(&pool).await, 1, "it was found out, not done again");
+    assert_eq!(shop.order(&product, 1, "behind it").await.unwrap().status, 201);
+}
+
+#[tokio::test]
+async fn an_append_that_arrives_when_it_has_been_given_up_writes_nothing() {
+    let shop = Shop::open().await;
+    let product = shop.product("P", 5).await;
+    let product_id: Uuid = product.parse().unwrap();
+    let options = connect_options(&shop.url).unwrap();
+    let (mut late, mut settling) =
+        (WriterConnection::open(&options).await.unwrap(), WriterConnection::open(&options).await.unwrap());
+    let locked = late.lock().await.unwrap();
+    let mut batch = Batch::at(locked.head());
+    locked.release().await.unwrap();
+    batch
+        .push(&received(product_id, &StockReceived { product_id, quantity: 4 }.into(), &by_the_test()))
+        .unwrap();
+    let mut locked = settling.lock().await.unwrap();
+    assert!(!locked.settle(batch.mark().unwrap()).await.unwrap(), "it is not there");
+    assert!(matches!(locked.commit().await, Outcome::Committed(_)));
+    assert!(matches!(late.append_at(&batch).await, Swift::Moved), "nor will it be");
+    // Who holds the lock again, or has settled, writes.
+    late.lock().await.unwrap().release().await.unwrap();
+    assert!(matches!(late.append_at(&batch).await, Swift::Committed(..)));
 }
 
 #[tokio::test]
@@ -139,21 +198,8 @@ async fn who_comes_behind_a_commit_that_does_not_come_about_is_told_what_is_so_a
     let mut locked = other.lock().await.unwrap();
     let received = async {
         let mut batch = Batch::at(locked.head());
-        let event = NewEvent {
-            stream_id: stream::stock_of(product_id),
-            version: 2,
-            event_id: Uuid::now_v7(),
-            fact: &StockReceived { product_id, quantity: 4 }.into(),
-            metadata: &Metadata {
-                correlation_id: Uuid::now_v7(),
-                causation_id: None,
-                actor: "test".to_owned(),
-                traceparent: None,
-                origin: None,
-            },
-            partition_key: product_id,
-            begins: None,
-        };
+        let (fact, metadata) = (StockReceived { product_id, quantity: 4 }.into(), by_the_test());
+        let event = received(product_id, &fact, &metadata);
         batch.push(&event).unwrap();
         locked.append(&batch).await.unwrap();
         assert!(matches!(locked.commit().await, Outcome::Committed(_)));

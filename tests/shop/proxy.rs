@@ -20,6 +20,8 @@ pub(crate) enum Cut {
     BeforeTheEffect = 1,
     /// The server commits, and the answer never reaches the shop.
     AfterTheEffect = 2,
+    /// The server commits, and nothing is heard of it any more: the connection stays open, as when a machine is gone.
+    Silence = 3,
 }
 
 #[derive(Default)]
@@ -86,12 +88,16 @@ async fn pass(mut client: UnixStream, server: PathBuf, state: Arc<State>) {
                 let armed = state.cut.load(Ordering::SeqCst);
                 if armed != Cut::Never as u8 && holds(&asked[..read], &state) {
                     state.cut.store(Cut::Never as u8, Ordering::SeqCst);
-                    if armed == Cut::AfterTheEffect as u8 {
+                    if armed != Cut::BeforeTheEffect as u8 {
                         server.write_all(&asked[..read]).await.unwrap();
                         // It answers when it has committed.
                         assert_ne!(server.read(&mut told).await.unwrap(), 0);
                     }
                     state.cuts.fetch_add(1, Ordering::SeqCst);
+                    if armed == Cut::Silence as u8 {
+                        // As long as the shop does not give it up.
+                        while client.read(&mut asked).await.is_ok_and(|read| read > 0) {}
+                    }
                     return;
                 }
                 if server.write_all(&asked[..read]).await.is_err() { return }

@@ -11,7 +11,7 @@ use tidemark_events::log::{
     Batch, Head, Locked, Log, LogError, MAX_EVENTS_PER_DECISION, NewAnswer, NewEvent, Outcome, Snapshot,
     StoredAnswer, Swift, WriterConnection, partitions,
 };
-use tidemark_events::planted;
+use tidemark_events::{Epoch, planted};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -26,6 +26,10 @@ use crate::shop::{Aggregate, Entry, Shop, States, Unmet};
 
 /// How long a connection may take to be made.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long the database may say nothing: longer than the server lets any statement of a writer run, so then it is the
+/// server, or what is between, that is gone without a word.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(8);
 
 /// How often a group is begun anew before it is split or given up.
 const ATTEMPTS: usize = 4;
@@ -89,7 +93,7 @@ struct Loop {
     shared: Handle,
     /// Makes the next ones.
     preparing: Option<JoinHandle<Result<Partitions, LogError>>>,
-    snapshots: mpsc::Sender<Snapshot>,
+    snapshots: mpsc::Sender<(Epoch, Snapshot)>,
     /// Keys that were used lately through this writer.
     keys: RecentKeys,
     /// For so many commits more the lock is taken first: somebody else appends, too.
@@ -259,6 +263,11 @@ impl Loop {
                     tracing::warn!(%error, "the outcome of a commit is unknown, asking for it");
                     match self.settle(mark).await {
                         Some(true) => {
+                            // The answers to refusals have not been looked for; settling leaves a connection.
+                            let replies = match &mut self.connection {
+                                Some(connection) => first_answers(connection, &group, replies).await,
+                                None => replies,
+                            };
                             self.finish(head, group, replies, deferred);
                             return None;
                         }
@@ -344,7 +353,7 @@ impl Loop {
                     state,
                 };
                 // A full queue leaves it out: the next one will do.
-                self.snapshots.try_send(snapshot).ok();
+                self.snapshots.try_send((head.epoch, snapshot)).ok();
             }
         }
     }
@@ -372,43 +381,43 @@ impl Loop {
             self.contended = self.contended.saturating_sub(1);
         }
         self.load(&mut connection, group).await?;
-        let mut locked = connection.lock().await.map_err(Trouble::Away)?;
-        match self.follow(&mut locked).await {
+        let mut locked = in_time(connection.lock()).await.map_err(Trouble::Away)?;
+        match in_time(self.follow(&mut locked)).await {
             Ok(true) => {}
             Ok(false) => {
-                if locked.release().await.is_ok() {
+                if in_time(locked.release()).await.is_ok() {
                     self.connection = Some(connection);
                 }
                 return Err(Trouble::Stale);
             }
             Err(error) => return Err(Trouble::Away(error)),
         }
-        let stored = stored_answers(&mut locked, group).await.map_err(Trouble::Away)?;
+        let stored = in_time(stored_answers(&mut locked, group)).await.map_err(Trouble::Away)?;
         let mut batch = Batch::at(self.head);
         let replies = match self.decide_all(group, stored, &mut batch) {
             Ok(replies) => replies,
             Err(error) => {
-                if locked.release().await.is_ok() {
+                if in_time(locked.release()).await.is_ok() {
                     self.connection = Some(connection);
                 }
                 return Err(Trouble::Refused(error));
             }
         };
         if batch.is_empty() {
-            if locked.release().await.is_ok() {
+            if in_time(locked.release()).await.is_ok() {
                 self.connection = Some(connection);
             }
             return Ok((self.head, replies));
         }
         if batch.position() > self.partitions.end() {
             // Rare: another writer was fast, or this is the first commit. Made apart from the lock, then again.
-            locked.release().await.map_err(Trouble::Away)?;
+            in_time(locked.release()).await.map_err(Trouble::Away)?;
             self.connection = Some(connection);
             self.make_partitions().await.map_err(Trouble::Away)?;
             return Err(Trouble::Again);
         }
-        if let Err(error) = locked.append(&batch).await {
-            return Err(match locked.release().await {
+        if let Err(error) = in_time(locked.append(&batch)).await {
+            return Err(match in_time(locked.release()).await {
                 Ok(()) => {
                     self.connection = Some(connection);
                     Trouble::Refused(error)
@@ -419,7 +428,8 @@ impl Loop {
         if planted::is("answer-before-commit") {
             tokio::time::sleep(SETTLE_AGAIN_AFTER).await;
         }
-        match locked.commit().await {
+        let commit = tokio::time::timeout(ANSWERS_WITHIN, locked.commit()).await;
+        match commit.unwrap_or_else(|_elapsed| Outcome::Unknown(silent())) {
             Outcome::Committed(head) => {
                 metrics::counter!("tidemark_commits_total", "way" => "locked").increment(1);
                 self.connection = Some(connection);
@@ -454,7 +464,8 @@ impl Loop {
             self.forget_touched();
             return Ok(None);
         };
-        match connection.append_at(&batch).await {
+        let append = tokio::time::timeout(ANSWERS_WITHIN, connection.append_at(&batch)).await;
+        match append.unwrap_or_else(|_elapsed| Swift::Unknown(silent())) {
             Swift::Committed(head, recorded_at) => {
                 metrics::counter!("tidemark_commits_total", "way" => "short").increment(1);
                 if let Some(appended) = batch.into_appended(recorded_at) {
@@ -506,7 +517,7 @@ impl Loop {
             }
             // A writer that starts has no states that could be behind: it begins at the head.
             let after = if self.states.len() == 0 { i64::MAX - 1 } else { self.head.position };
-            let loaded = connection.load(after, &missing, usable).await.map_err(Trouble::Away)?;
+            let loaded = in_time(connection.load(after, &missing, usable)).await.map_err(Trouble::Away)?;
             if loaded
                 .head
                 .is_some_and(|head| head.epoch != self.head.epoch || head.position < self.head.position)
@@ -734,7 +745,7 @@ impl Loop {
         let until = Instant::now() + self.config.settle_within;
         let mut pause = SETTLE_AGAIN_AFTER;
         loop {
-            let error = match self.try_settle(mark).await {
+            let error = match in_time(self.try_settle(mark)).await {
                 Ok(committed) => {
                     tracing::info!(committed, "found out about the commit");
                     return Some(committed);
@@ -808,6 +819,15 @@ async fn stored_answers(
     locked.answers(&keys).await.map(by_key)
 }
 
+/// Waits for an answer of the database no longer than [`ANSWERS_WITHIN`]. Whoever gets none drops the connection.
+async fn in_time<T>(answer: impl Future<Output = Result<T, LogError>>) -> Result<T, LogError> {
+    tokio::time::timeout(ANSWERS_WITHIN, answer).await.unwrap_or_else(|_elapsed| Err(silent()))
+}
+
+fn silent() -> LogError {
+    sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()).into()
+}
+
 /// A command that is refused may be the repetition of one that was done through another writer, or before this one was
 /// started: then it is the first one's answer that counts. Nothing was written for it, so its key is looked up only now.
 async fn first_answers(
@@ -823,7 +843,7 @@ async fn first_answers(
     if keys.is_empty() {
         return replies;
     }
-    let stored = connection.answers(&keys).await;
+    let stored = in_time(connection.answers(&keys)).await;
     let stored = stored.map(by_key).inspect_err(|error| {
         tracing::warn!(%error, "cannot look up whether refused commands were done before");
     });
@@ -895,13 +915,13 @@ fn count(n: usize) -> f64 {
 }
 
 /// Stores snapshots apart from the commits, the newest of each stream.
-async fn store_snapshots(log: Log, mut queue: mpsc::Receiver<Snapshot>) {
+async fn store_snapshots(log: Log, mut queue: mpsc::Receiver<(Epoch, Snapshot)>) {
     let mut waiting = Vec::new();
     while queue.recv_many(&mut waiting, SNAPSHOT_QUEUE).await > 0 {
-        waiting.sort_unstable_by_key(|snapshot: &Snapshot| {
-            (snapshot.stream_id, std::cmp::Reverse(snapshot.version))
+        waiting.sort_unstable_by_key(|(epoch, snapshot): &(Epoch, Snapshot)| {
+            (snapshot.stream_id, std::cmp::Reverse((*epoch, snapshot.version)))
         });
-        waiting.dedup_by_key(|snapshot| snapshot.stream_id);
+        waiting.dedup_by_key(|(_, snapshot)| snapshot.stream_id);
         if let Err(error) = log.store_snapshots(&waiting).await {
             tracing::warn!(%error, snapshots = waiting.len(), "cannot store snapshots, going on without them");
         }

@@ -255,6 +255,8 @@ pub struct WriterConnection {
     pub(super) connection: PgConnection,
     /// Known once this server and timeline have been compared with the log's.
     row_types: Option<RowTypes>,
+    /// How often commits of unknown outcome had been settled when the lock was last held here.
+    settled: i64,
 }
 
 impl WriterConnection {
@@ -264,7 +266,7 @@ impl WriterConnection {
     /// [`LogError::Database`].
     pub async fn open(options: &PgConnectOptions) -> Result<Self, LogError> {
         let connection = options.clone().options(SESSION).connect().await?;
-        Ok(Self { connection, row_types: None })
+        Ok(Self { connection, row_types: None, settled: 0 })
     }
 
     /// Takes the log's lock.
@@ -288,7 +290,7 @@ impl WriterConnection {
         };
         let locked = sqlx::raw_sql(
             "BEGIN; SET LOCAL plan_cache_mode = force_custom_plan; \
-             SELECT epoch, position FROM log.head FOR UPDATE",
+             SELECT epoch, position, settled FROM log.head FOR UPDATE",
         )
         .fetch_one(&mut self.connection)
         .await;
@@ -302,6 +304,7 @@ impl WriterConnection {
             }
         };
         let head = Head { epoch: row.try_get(0)?, position: row.try_get(1)? };
+        self.settled = row.try_get(2)?;
         Ok(Locked { writer: self, row_types, head, appended: head })
     }
 
@@ -310,7 +313,7 @@ impl WriterConnection {
     /// Must have been [`WriterConnection::lock`]ed once before: that is where the database's history is compared.
     pub async fn append_at(&mut self, batch: &Batch) -> Swift {
         let Some(row_types) = self.row_types else { return Swift::Moved };
-        match write(&mut self.connection, row_types, batch).await {
+        match write(&mut self.connection, row_types, self.settled, batch).await {
             Ok(Some(recorded_at)) => Swift::Committed(batch.head(), recorded_at),
             Ok(None) => Swift::Moved,
             Err(error) if is_refusal(&error) => Swift::Refused(name_refusal(error, batch.position())),
@@ -456,7 +459,7 @@ impl Locked<'_> {
     /// [`LogError::Versions`] when the batch does not begin at the head or a stream does not stand where it says;
     /// [`LogError::NoPartition`]; [`LogError::Database`]. In every case: [`Locked::release`], nothing is written.
     pub async fn append(&mut self, batch: &Batch) -> Result<(), LogError> {
-        match write(&mut self.writer.connection, self.row_types, batch).await {
+        match write(&mut self.writer.connection, self.row_types, self.writer.settled, batch).await {
             Ok(Some(_)) => {
                 self.appended = batch.head();
                 Ok(())
@@ -466,9 +469,10 @@ impl Locked<'_> {
         }
     }
 
-    /// Whether an earlier batch of an unknown outcome is in the log. The old attempt has ended either way, since
-    /// the lock is held now. Commit afterwards: only a commit of its own shows that this database is still the one
-    /// that takes writes.
+    /// Whether an earlier batch of an unknown outcome is in the log. What is not there now will not come any more: an
+    /// attempt that held the lock has ended, since it is held now, and one that is still on its way finds that commits
+    /// were settled since it was sent, and writes nothing. Commit afterwards: only a commit of its own shows that this
+    /// database is still the one that takes writes.
     ///
     /// # Errors
     /// [`LogError::Database`].
@@ -481,7 +485,10 @@ impl Locked<'_> {
             Some(row) => row.try_get::<Uuid, _>(0)? == mark.event_id,
             None => false,
         };
-        sqlx::query("UPDATE log.head SET settled = settled + 1").execute(&mut self.writer.connection).await?;
+        self.writer.settled =
+            sqlx::query_scalar("UPDATE log.head SET settled = settled + 1 RETURNING settled")
+                .fetch_one(&mut self.writer.connection)
+                .await?;
         Ok(committed)
     }
 
@@ -514,17 +521,19 @@ fn is_refusal(error: &sqlx::Error) -> bool {
     })
 }
 
-/// The one statement that appends: locks the head if it is where the batch begins, moves it, writes events, streams
+/// The one statement that appends: locks the head if it is where the batch begins, and no commit has been settled since
+/// the lock was last held here, moves it, writes events, streams
 /// and answers, and tells whoever listens. Returns the events' time; `None`: the head is elsewhere, nothing was written.
 async fn write(
     connection: &mut PgConnection,
     row_types: RowTypes,
+    settled: i64,
     batch: &Batch,
 ) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
     let Batch { start, position, events, streams, answers, .. } = batch;
     let row: Option<PgRow> = sqlx::query(
         "WITH head AS (UPDATE log.head SET position = $1, recorded_at = GREATEST(recorded_at, clock_timestamp()) \
-           WHERE position = $2 AND epoch = $3 RETURNING recorded_at), \
+           WHERE position = $2 AND epoch = $3 AND settled = $9 RETURNING recorded_at), \
          written AS (INSERT INTO log.events (position, stream_id, category, version, event_id, event_type, \
              schema_version, payload, correlation_id, causation_id, actor, traceparent, recorded_at, partition_key, \
              origin) \
@@ -548,6 +557,7 @@ async fn write(
     .bind(answers.of(row_types.answer))
     .bind(wake::CHANNEL)
     .bind(batch.head().to_string())
+    .bind(settled)
     .fetch_optional(connection)
     .await?;
     row.map(|row| row.try_get(0)).transpose()

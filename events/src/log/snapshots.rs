@@ -4,7 +4,7 @@ use sqlx::{Executor, PgConnection, Row};
 use uuid::Uuid;
 
 use super::{Log, LogError};
-use crate::Position;
+use crate::{Epoch, Position};
 
 /// A state as it was after one event of its stream.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,26 +41,31 @@ pub(super) async fn find(connection: &mut PgConnection, streams: &[Uuid]) -> Res
 }
 
 impl Log {
-    /// Stores snapshots of committed states, each only if it is newer than what is there.
+    /// Stores snapshots of committed states, each with the epoch that it is of and only if it is newer than what is there.
+    /// What the log has lost since, with its end, is left out.
     ///
     /// # Errors
     /// [`LogError::Database`].
-    pub async fn store_snapshots(&self, snapshots: &[Snapshot]) -> Result<(), LogError> {
+    pub async fn store_snapshots(&self, snapshots: &[(Epoch, Snapshot)]) -> Result<(), LogError> {
         let mut transaction = self.pool().begin().await?;
         // Any of them may be missing, so they need not take the disk's time from the commits that must not be.
         transaction.execute("SET LOCAL synchronous_commit = off").await?;
         sqlx::query(
             "INSERT INTO log.snapshots AS s (stream_id, version, position, fold_version, state) \
-             SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::smallint[], $5::jsonb[]) \
+             SELECT u.stream_id, u.version, u.position, u.fold_version, u.state \
+             FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::smallint[], $5::jsonb[], $6::int[]) \
+               AS u (stream_id, version, position, fold_version, state, epoch) \
+             JOIN log.head h ON h.epoch = u.epoch AND h.position >= u.position \
              ON CONFLICT (stream_id) DO UPDATE SET version = excluded.version, position = excluded.position, \
              fold_version = excluded.fold_version, state = excluded.state, taken_at = clock_timestamp() \
              WHERE (s.fold_version, s.version) < (excluded.fold_version, excluded.version)",
         )
-        .bind(snapshots.iter().map(|s| s.stream_id).collect::<Vec<_>>())
-        .bind(snapshots.iter().map(|s| s.version).collect::<Vec<_>>())
-        .bind(snapshots.iter().map(|s| s.position).collect::<Vec<_>>())
-        .bind(snapshots.iter().map(|s| s.fold_version).collect::<Vec<_>>())
-        .bind(snapshots.iter().map(|s| &s.state).collect::<Vec<_>>())
+        .bind(snapshots.iter().map(|(_, s)| s.stream_id).collect::<Vec<_>>())
+        .bind(snapshots.iter().map(|(_, s)| s.version).collect::<Vec<_>>())
+        .bind(snapshots.iter().map(|(_, s)| s.position).collect::<Vec<_>>())
+        .bind(snapshots.iter().map(|(_, s)| s.fold_version).collect::<Vec<_>>())
+        .bind(snapshots.iter().map(|(_, s)| &s.state).collect::<Vec<_>>())
+        .bind(snapshots.iter().map(|(epoch, _)| *epoch).collect::<Vec<_>>())
         .execute(&mut *transaction)
         .await?;
         transaction.commit().await?;
