@@ -23,7 +23,7 @@ const STAND_BY: Duration = Duration::from_millis(500);
 
 /// How often a worker without work looks whether its session is still there. A server that crashed may have lost its
 /// last commits, which did not wait for the disk: they are then to be done again, whether or not more events come.
-const LOOK_AFTER: Duration = Duration::from_millis(500);
+pub(crate) const LOOK_AFTER: Duration = Duration::from_millis(500);
 
 /// Chunks that wait for a worker.
 const CHANNEL: usize = 2;

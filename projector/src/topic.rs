@@ -14,6 +14,7 @@ use tidemark_kafka::{KafkaConfig, topic};
 use tokio_util::sync::CancellationToken;
 
 use crate::ProjectorError;
+use crate::runner::LOOK_AFTER;
 use crate::supervisor::{Feed, ProjectorConfig};
 use crate::worker::{Checkpoint, Chunk, ReadTo, Target, Worker, connect};
 
@@ -36,6 +37,11 @@ pub(crate) async fn follow(
         let portion = tokio::select! {
             () = stop.cancelled() => return Ok(()),
             portion = portions.recv() => portion,
+            // What a crash took away is done again by workers that are opened anew.
+            () = tokio::time::sleep(LOOK_AFTER) => {
+                try_join_all(workers.iter_mut().map(Worker::is_there)).await?;
+                continue;
+            }
         };
         match portion {
             None => return Ok(()),

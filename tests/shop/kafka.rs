@@ -292,6 +292,43 @@ async fn a_log_that_lost_its_end_is_published_anew_from_the_fork_and_views_beyon
     assert_ne!(redis.generation().await, before);
 }
 
+/// Their commits do not wait for the disk. Who has applied the last event must find out by itself that it is lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn views_from_the_topic_that_a_crash_throws_back_go_on_by_themselves() {
+    let (postgres, elsewhere, broker) = tokio::join!(Postgres::shared(), Postgres::start(), Broker::start());
+    let (url, views) = (postgres.database().await, elsewhere.database().await);
+    let pool = PgPool::connect(&views).await.unwrap();
+    sqlx::query("ALTER SYSTEM SET wal_writer_delay = '10s'").execute(&pool).await.unwrap();
+    sqlx::query("SELECT pg_reload_conf()").execute(&pool).await.unwrap();
+    let service = commands(&url, &broker).await;
+    let settings = [("TIDEMARK_VIEWS_URL", views.as_str()), ("TIDEMARK_KAFKA_BROKERS", &broker.address())];
+    let projector = Shop::part("projector", &url, &settings).await;
+    let product = service.product("C", 100).await;
+    let mut position = one_more(&service, &product, "before").await;
+    stands_at(&pool, position).await;
+    let mut round = 0;
+    until("a crash throws the views back", async || {
+        round += 1;
+        position = one_more(&service, &product, &format!("round {round}")).await;
+        stands_at(&pool, position).await;
+        // It must not go on before it has been seen where the crash left it.
+        signal(&projector, Signal::STOP);
+        elsewhere.kill();
+        elsewhere.launch().await;
+        let left: i64 =
+            sqlx::query_scalar("SELECT min(position) FROM views.checkpoints WHERE name <> 'audit'")
+                .fetch_one(&pool)
+                .await
+                .unwrap();
+        signal(&projector, Signal::CONT);
+        (left < position).then_some(())
+    })
+    .await;
+    stands_at(&pool, position).await;
+    let seen: i64 = sqlx::query_scalar("SELECT count(*) FROM views.orders_1").fetch_one(&pool).await.unwrap();
+    assert_eq!(seen, 1 + round);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn views_from_the_topic_are_those_from_the_log() {
     let (postgres, broker) = tokio::join!(Postgres::start(), Broker::start());
