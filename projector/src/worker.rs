@@ -358,7 +358,8 @@ impl Worker {
     /// Tries what is parked once more, in order: a newer program may understand it.
     ///
     /// # Errors
-    /// The database's.
+    /// [`ProjectorError::Moved`] when somebody else has applied it meanwhile: what this worker knows is old. Else the
+    /// database's.
     pub async fn retry_parked(&mut self) -> Result<(), ProjectorError> {
         let name = self.target.projection.name();
         let mine: Vec<Uuid> = self
@@ -404,6 +405,18 @@ impl Worker {
         };
         let Target { projection, instance, retention } = self.target;
         let mut transaction = self.connection.begin().await?;
+        // Its row goes first: who had the partition before may be at it still, and only one of the two finds it there.
+        let removed =
+            sqlx::query("DELETE FROM views.parked WHERE name = $1 AND instance = $2 AND position = $3")
+                .bind(projection.name())
+                .bind(instance)
+                .bind(position)
+                .execute(&mut *transaction)
+                .await?;
+        if removed.rows_affected() != 1 {
+            transaction.rollback().await?;
+            return Err(ProjectorError::Moved(format!("{} instance {instance}", projection.name())));
+        }
         let event = Event::new(recorded, fact);
         let applied =
             projection.apply(&mut transaction, instance, retention, std::slice::from_ref(&event)).await;
@@ -415,12 +428,6 @@ impl Worker {
                 return Ok(false);
             }
         };
-        sqlx::query("DELETE FROM views.parked WHERE name = $1 AND instance = $2 AND position = $3")
-            .bind(projection.name())
-            .bind(instance)
-            .bind(position)
-            .execute(&mut *transaction)
-            .await?;
         if self.publishes {
             feed::write(&mut transaction, projection.name(), instance, feed::Kind::Rows, &keys).await?;
         }

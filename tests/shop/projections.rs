@@ -466,6 +466,71 @@ async fn what_cannot_be_applied_is_parked_with_its_key_and_the_rest_goes_on() {
     assert_eq!(missing.position, 2);
 }
 
+/// As at a hand-over, when the former member of the group does not know yet that it is none.
+#[tokio::test]
+async fn what_is_parked_is_applied_once_by_two_who_try_it_at_once() {
+    let views = Views::new().await;
+    let events = recorded(&[stock(LAMP).received(10), stock(LAMP).received(5)].concat());
+    for event in &events {
+        sqlx::query(
+            "INSERT INTO log.events SELECT $1, $2, $3, $4, $5, $6, $7, $8::json, $9, NULL, 'test', NULL, now(), $10",
+        )
+        .bind(event.position)
+        .bind(event.stream_id)
+        .bind(event.category.as_ref())
+        .bind(event.version)
+        .bind(event.event_id)
+        .bind(event.event_type.as_ref())
+        .bind(event.schema_version)
+        .bind(event.payload.as_ref())
+        .bind(CUSTOMER)
+        .bind(event.partition_key)
+        .execute(&views.pool)
+        .await
+        .unwrap();
+    }
+    sqlx::query("UPDATE log.head SET position = 2").execute(&views.pool).await.unwrap();
+    views.apply("stock", &events[..1], &[], 1).await;
+    sqlx::query(
+        "INSERT INTO views.parked (name, instance, partition_key, position, stream_id, event_type, error) \
+         VALUES ('stock', 1, $1, 2, $1, 'StockReceived', 'unknown to this version')",
+    )
+    .bind(LAMP)
+    .execute(&views.pool)
+    .await
+    .unwrap();
+    sqlx::query("UPDATE views.checkpoints SET position = 2 WHERE name = 'stock'")
+        .execute(&views.pool)
+        .await
+        .unwrap();
+    let mut workers = [views.worker("stock", 0, 1).await, views.worker("stock", 0, 1).await];
+    let mut held = views.pool.begin().await.unwrap();
+    sqlx::query("SELECT 1 FROM views.stock_1 FOR UPDATE").execute(&mut *held).await.unwrap();
+    let let_go = async {
+        until("both wait", async || {
+            let waiting: i64 = sqlx::query_scalar(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tidemark projector' \
+                 AND datname = current_database() AND wait_event_type = 'Lock'",
+            )
+            .fetch_one(&views.pool)
+            .await
+            .unwrap();
+            (waiting == 2).then_some(())
+        })
+        .await;
+        held.commit().await.unwrap();
+    };
+    let [one, other] = &mut workers;
+    let (one, other, ()) = tokio::join!(one.retry_parked(), other.retry_parked(), let_go);
+    assert_eq!(views.rows("stock").await[0]["available"], 15);
+    let outcomes = [one, other];
+    assert!(outcomes.iter().any(Result::is_ok), "{outcomes:?}");
+    assert!(outcomes.iter().any(|each| matches!(each, Err(ProjectorError::Moved(_)))), "{outcomes:?}");
+    let left: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM views.parked").fetch_one(&views.pool).await.unwrap();
+    assert_eq!(left, 0);
+}
+
 #[tokio::test]
 async fn two_who_move_their_partitions_at_once_tell_that_all_have_moved() {
     let views = Views::new().await;
