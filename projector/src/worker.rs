@@ -198,11 +198,12 @@ impl Worker {
     /// [`ProjectorError::LostEnd`] when what was applied before is no part of this history. Else the database's. In any
     /// case nothing was done.
     pub async fn take<E: Borrow<RecordedEvent>>(&mut self, chunk: Chunk<E>) -> Result<usize, ProjectorError> {
+        // Also what moves nothing: a history that forks behind a checkpoint may take long to come to it.
+        self.refuse_another_history(&chunk.read_to).await?;
         let moves = self.moves(&chunk.read_to);
         if moves.is_empty() {
             return Ok(0);
         }
-        self.refuse_another_history(&chunk.read_to).await?;
         let mut batch = Batch::default();
         let events = chunk.events.iter().map(Borrow::borrow);
         for recorded in events.filter(|event| self.wants(event) && !planted::sometimes("event-skipped")) {

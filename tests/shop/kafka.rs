@@ -193,7 +193,7 @@ async fn a_log_that_lost_its_end_is_published_anew_from_the_fork_and_views_beyon
     let service = commands(&url, &broker).await;
     let settings = [("TIDEMARK_VIEWS_URL", views.as_str()), ("TIDEMARK_REDIS_URL", tier.as_str())];
     let from_kafka = [&settings[..], &[("TIDEMARK_KAFKA_BROKERS", address.as_str())]].concat();
-    let _projector = Shop::part("projector", &url, &from_kafka).await;
+    let projector = Shop::part("projector", &url, &from_kafka).await;
     // Another one reads the log alone.
     let views_of_log = elsewhere.database().await;
     let _follower = Shop::part("projector", &url, &[("TIDEMARK_VIEWS_URL", &views_of_log)]).await;
@@ -255,6 +255,13 @@ async fn a_log_that_lost_its_end_is_published_anew_from_the_fork_and_views_beyon
     second.sort_unstable_by_key(|event| event.position);
     let expected: Vec<RecordedEvent> = log.into_iter().filter(|event| event.position > fork).collect();
     assert_eq!(second, expected, "of the new epoch the topic holds what the log holds behind the fork");
+    until("who reads the topic says so", async || {
+        let words = std::fs::read_to_string(&projector.words).unwrap();
+        let of_orders =
+            |line: &str| line.contains("orders instance 1") && line.contains("it has lost its end");
+        words.lines().any(of_orders).then_some(())
+    })
+    .await;
     // The views hold what was lost: nothing of the new epoch is put on top of that, also when it is past their place.
     let mut last = String::new();
     for n in 0..6 {
