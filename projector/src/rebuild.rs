@@ -61,21 +61,21 @@ pub async fn rebuild(
 ) -> Result<i32, ProjectorError> {
     let projection = find(name)?;
     let mut control = connect(options).await?;
-    let target = prepare(&mut control, projection, retention).await?;
+    let target = prepare(log, options, &mut control, projection, retention).await?;
     let mut connection = connect(options).await?;
     if !try_own(&mut connection, target, 0).await? {
         return Err(ProjectorError::Busy { name: name.to_owned(), instance: target.instance });
     }
     let mut worker = Worker::open(connection, log, target, &partitions_of(0, 1), false).await?;
     worker.retry_parked().await?;
-    catch_up(log, &mut worker, target, stop, &mut report).await?;
+    unless(stop, catch_up(log, &mut worker, target, &mut report)).await?;
     report(Progress::Indexing);
     for statement in projection.index(target.instance) {
-        worker.execute(statement).await?;
+        unless(stop, async { Ok(worker.execute(statement).await?) }).await?;
     }
     loop {
-        catch_up(log, &mut worker, target, stop, &mut report).await?;
-        if switch(log, &mut control, &mut worker, target).await? {
+        unless(stop, catch_up(log, &mut worker, target, &mut report)).await?;
+        if switch(log, &mut control, &mut worker, target, stop).await? {
             break;
         }
     }
@@ -83,8 +83,18 @@ pub async fn rebuild(
     Ok(target.instance)
 }
 
+/// Goes on with something until it is done or told to stop.
+async fn unless<T>(
+    stop: &CancellationToken,
+    work: impl Future<Output = Result<T, ProjectorError>>,
+) -> Result<T, ProjectorError> {
+    stop.run_until_cancelled(work).await.unwrap_or(Err(ProjectorError::Stopped))
+}
+
 /// The instance that is being built, or a new one; then whatever was previous goes.
 async fn prepare(
+    log: &Log,
+    options: &PgConnectOptions,
     control: &mut PgConnection,
     projection: &'static dyn Projection,
     retention: Retention,
@@ -93,9 +103,15 @@ async fn prepare(
     let mine: Vec<&Instance> = instances.iter().filter(|i| i.name == projection.name()).collect();
     if let Some(building) = mine.iter().find(|i| i.state == State::Building) {
         if building.fold_version == projection.fold_version() {
-            return target_of(building, retention);
+            let target = target_of(building, retention)?;
+            let connection = connect(options).await?;
+            let worker = Worker::open(connection, log, target, &partitions_of(0, 1), false).await?;
+            match refuse_lost_end(&worker, log.head().await?).await {
+                Err(ProjectorError::LostEnd { .. }) => {}
+                known => return known.map(|()| target),
+            }
         }
-        // Begun by another version of the program: of no use to this one.
+        // Begun by another version of the program, or before the log lost its end: of no use any more.
         remove(control, projection, building.instance).await?;
     }
     for previous in mine.iter().filter(|i| i.state == State::Previous) {
@@ -127,17 +143,27 @@ async fn remove(
     Ok(())
 }
 
+/// Refuses to go on with what was folded from an end that the log has lost since. `head`: as the log told it after that.
+async fn refuse_lost_end(worker: &Worker, head: Head) -> Result<(), ProjectorError> {
+    worker.refuse_another_history(&ReadTo::Log(head)).await?;
+    let furthest = worker.checkpoints().values().map(|at| at.position).max().unwrap_or(0);
+    if furthest > head.position {
+        return Err(ProjectorError::LostEnd { epoch: head.epoch, head: head.position, position: furthest });
+    }
+    Ok(())
+}
+
 /// Folds the log until the worker is near its head. One batch is read while the one before is written.
 async fn catch_up(
     log: &Log,
     worker: &mut Worker,
     target: Target,
-    stop: &CancellationToken,
     report: &mut impl FnMut(Progress),
 ) -> Result<(), ProjectorError> {
     let mut reported = Instant::now();
     loop {
         let head = log.head().await?;
+        refuse_lost_end(worker, head).await?;
         log.committed(head);
         if head.position - worker.position() <= NEAR {
             fold_to(log, worker, target, head.position).await?;
@@ -165,9 +191,6 @@ async fn catch_up(
         });
         while let Some(chunk) = chunks.recv().await {
             worker.take(chunk).await?;
-            if stop.is_cancelled() {
-                return Err(ProjectorError::Stopped);
-            }
             if reported.elapsed() > Duration::from_millis(100) {
                 reported = Instant::now();
                 report(Progress::Folding { position: worker.position(), head: head.position });
@@ -202,16 +225,21 @@ async fn switch(
     control: &mut PgConnection,
     worker: &mut Worker,
     target: Target,
+    stop: &CancellationToken,
 ) -> Result<bool, ProjectorError> {
     let name = target.projection.name();
     let mut transaction = control.begin().await?;
     let stands = hold(&mut transaction, name, State::Live).await?;
+    // Where the log has lost its end, the live one may stand behind its head: nobody can be brought there.
+    let head = log.head().await?;
+    refuse_lost_end(worker, head).await?;
+    let stands = stands.min(head.position);
     if stands - worker.position() > NEAR {
         transaction.rollback().await?;
         return Ok(false);
     }
     // Its own transactions: the instance is not live, and the live one is held, so readers lose nothing meanwhile.
-    fold_to(log, worker, target, stands).await?;
+    unless(stop, fold_to(log, worker, target, stands)).await?;
     flip(&mut transaction, target).await?;
     transaction.commit().await?;
     Ok(true)

@@ -280,7 +280,26 @@ async fn a_log_that_lost_its_end_is_published_anew_from_the_fork_and_views_beyon
     let path = format!("/v1/products/{product}");
     assert_eq!(query.get(&path, None, &[("Tidemark-After", &last)]).await.problem(), "view-behind");
 
-    // Built anew, they hold the new epoch alone, and so does what comes from Redis.
+    // Built anew, they hold the new epoch alone, and so does what comes from Redis; also where somebody had begun before
+    // the end was lost.
+    let orders = tidemark_projector::find("orders").unwrap();
+    let mut begun = pool_views.begin().await.unwrap();
+    sqlx::query("INSERT INTO views.projections (name, instance, fold_version, state) VALUES ('orders', 2, $1, 'building')")
+        .bind(orders.fold_version())
+        .execute(&mut *begun)
+        .await
+        .unwrap();
+    for statement in orders.create(2) {
+        sqlx::query(AssertSqlSafe(statement)).execute(&mut *begun).await.unwrap();
+    }
+    sqlx::query(
+        "INSERT INTO views.checkpoints (name, instance, partition, epoch, position) \
+         SELECT name, 2, partition, epoch, position FROM views.checkpoints WHERE name = 'orders'",
+    )
+    .execute(&mut *begun)
+    .await
+    .unwrap();
+    begun.commit().await.unwrap();
     let before = redis.generation().await;
     for name in ["products", "stock", "orders", "audit"] {
         let rebuilt = crate::harness::tidemark()

@@ -25,6 +25,38 @@ async fn content(shop: &Shop, name: &str) -> (i32, Vec<String>) {
 }
 
 #[tokio::test]
+async fn a_view_that_stands_far_beyond_the_head_of_the_log_can_be_built_anew() {
+    let shop = Shop::open().await;
+    shop.product("BEYOND", 1).await;
+    shop.caught_up().await;
+    let pool = shop.pool().await;
+    let (before, rows) = content(&shop, "products").await;
+    // As after the log has lost as many events.
+    sqlx::query(
+        "UPDATE views.checkpoints SET position = h.position + 6000 FROM log.head h WHERE name = 'products'",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    let mut command = tidemark();
+    command
+        .args(["rebuild", "products"])
+        .arg("--data-dir")
+        .arg(shop.data.path())
+        .env("DATABASE_URL", &shop.url);
+    let output = tokio::time::timeout(std::time::Duration::from_secs(20), command.output()).await;
+    let output = output.expect("it ends").unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let (now, same) = content(&shop, "products").await;
+    assert!(now > before);
+    assert_eq!(same, rows);
+    // It is fed on.
+    shop.product("MORE", 1).await;
+    shop.caught_up().await;
+    assert_eq!(content(&shop, "products").await.1.len(), 2);
+}
+
+#[tokio::test]
 async fn readers_do_not_notice_a_rebuild() {
     let shop = Arc::new(Shop::open().await);
     let mut products = Vec::new();
