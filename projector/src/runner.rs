@@ -6,14 +6,14 @@ use std::time::Duration;
 use tidemark_events::log::{Filter, Head, Log, LogError, Page};
 use tidemark_events::{Position, RecordedEvent};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::ProjectorError;
 use crate::supervisor::Feed;
 use crate::topic;
-use crate::worker::{Chunk, ReadTo, Target, Worker, connect, end_when_silent, partitions_of, try_own};
+use crate::worker::{Chunk, ReadTo, Target, Worker, connect, partitions_of, try_own};
 
 /// How long after a failure a runner begins anew, from the stored checkpoints.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
@@ -64,7 +64,6 @@ async fn follow(feed: &Feed, target: Target, stop: &CancellationToken) -> Result
             return Ok(());
         }
     }
-    end_when_silent(&mut owner).await?;
     let mut workers = Vec::new();
     let mut owner = Some(owner);
     for worker in 0..count {
@@ -80,6 +79,10 @@ async fn follow(feed: &Feed, target: Target, stop: &CancellationToken) -> Result
     // Where views and log share a server, both may have lost the same end. What this process remembers of it would be put
     // back into the views alone.
     log.learn_head().await?;
+    if let Some(first) = workers.first_mut() {
+        // Only now: until its task looks after it, what the others do first may take longer than it may be silent.
+        first.end_when_silent().await?;
+    }
     let mut position = workers.iter().map(Worker::position).min().unwrap_or(0);
     tracing::info!(?target, position, workers = count, "a projection follows the log");
 
@@ -143,7 +146,7 @@ async fn follow(feed: &Feed, target: Target, stop: &CancellationToken) -> Result
             for (channel, events) in channels.iter().zip(shares) {
                 let chunk = Chunk { events, read_to: ReadTo::Log(Head { epoch: page.epoch, position }) };
                 if channel.send(chunk).await.is_err() {
-                    return ended(&mut tasks).await;
+                    return ended(tasks.join_next().await, tasks).await;
                 }
             }
             continue;
@@ -152,12 +155,12 @@ async fn follow(feed: &Feed, target: Target, stop: &CancellationToken) -> Result
             () = stop.cancelled() => break,
             changed = wake.changed() => if changed.is_err() { break },
             // Only a worker that failed ends before its channel is closed.
-            () = channels[0].closed() => return ended(&mut tasks).await,
+            first = tasks.join_next() => return ended(first, tasks).await,
         }
     }
     drop(channels);
     while let Some(task) = tasks.join_next().await {
-        task.unwrap_or_else(|error| Err(sqlx::Error::Protocol(error.to_string()).into()))?;
+        outcome(task)?;
     }
     Ok(())
 }
@@ -177,16 +180,19 @@ async fn read(
     Ok(log.read(after, up_to, filter, config.batch_events).await?.shared())
 }
 
-async fn ended(tasks: &mut JoinSet<Result<(), ProjectorError>>) -> Result<(), ProjectorError> {
-    let mut outcome = Ok(());
-    while let Some(task) = tasks.join_next().await {
-        let ended = task.unwrap_or_else(|error| Err(sqlx::Error::Protocol(error.to_string()).into()));
-        if ended.is_err() {
-            outcome = ended;
-            tasks.abort_all();
-        }
-    }
-    outcome
+type Ended = Result<Result<(), ProjectorError>, JoinError>;
+
+fn outcome(ended: Ended) -> Result<(), ProjectorError> {
+    ended.unwrap_or_else(|error| Err(sqlx::Error::Protocol(error.to_string()).into()))
+}
+
+/// Why the first worker ended, once the others have ended with it.
+async fn ended(
+    first: Option<Ended>,
+    mut others: JoinSet<Result<(), ProjectorError>>,
+) -> Result<(), ProjectorError> {
+    others.shutdown().await;
+    first.map_or(Ok(()), outcome)
 }
 
 /// One worker: takes what waits, as one batch if several chunks do.

@@ -106,7 +106,7 @@ pub async fn connect(options: &PgConnectOptions) -> Result<PgConnection, sqlx::E
 }
 
 /// Takes the session lock that says who works on an instance; `false` if somebody else does. It lasts as long as the
-/// session; one that is also to end when its process stops says so with [`end_when_silent`].
+/// session; one that is also to end when its process stops says so with [`Worker::end_when_silent`].
 ///
 /// # Errors
 /// The database's.
@@ -116,19 +116,6 @@ pub async fn try_own(connection: &mut PgConnection, target: Target, part: i32) -
         .fetch_one(connection)
         .await?;
     row.try_get(0)
-}
-
-/// Has the server end this session once nothing has been asked of it for three seconds: a process that is paused keeps
-/// its connections, and would keep the lock for as long.
-///
-/// # Errors
-/// The database's.
-pub async fn end_when_silent(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-    sqlx::query("SELECT set_config('idle_session_timeout', $1, false)")
-        .bind(SILENT_FOR)
-        .execute(connection)
-        .await?;
-    Ok(())
 }
 
 impl Worker {
@@ -434,6 +421,19 @@ impl Worker {
         }
         transaction.commit().await?;
         Ok(true)
+    }
+
+    /// Has the server end its session once nothing has been asked of it for three seconds: a process that is paused keeps
+    /// its connections, and would keep the lock for as long.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn end_when_silent(&mut self) -> Result<(), ProjectorError> {
+        sqlx::query("SELECT set_config('idle_session_timeout', $1, false)")
+            .bind(SILENT_FOR)
+            .execute(&mut self.connection)
+            .await?;
+        Ok(())
     }
 
     /// Whether its session, and with it what it has committed, is still there.

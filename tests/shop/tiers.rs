@@ -488,6 +488,35 @@ async fn what_is_in_memory_is_served_while_searches_hold_every_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_worker_that_has_lost_its_session_is_opened_anew_though_nothing_more_happens() {
+    let postgres = Postgres::shared().await;
+    let (log, views) = (postgres.database().await, postgres.database().await);
+    let settings = [
+        ("TIDEMARK_VIEWS_URL", views.as_str()),
+        ("TIDEMARK_PROJECTIONS", "stock"),
+        ("TIDEMARK_PROJECTOR_WORKERS", "3"),
+    ];
+    let _projector = Shop::part("projector", &log, &settings).await;
+    let pool = PgPoolOptions::new().max_connections(1).connect(&views).await.unwrap();
+    let sessions = async || -> Vec<(i32, bool)> {
+        sqlx::query_as(
+            "SELECT pid, EXISTS (SELECT FROM pg_locks l WHERE l.pid = a.pid AND locktype = 'advisory') \
+             FROM pg_stat_activity a WHERE application_name = 'tidemark projector' AND datname = current_database()",
+        )
+        .fetch_all(&pool)
+        .await
+        .unwrap()
+    };
+    let three = async || Some(sessions().await).filter(|found| found.len() == 3);
+    let before = until("all are there", three).await;
+    // Not the first: with its session the lock would go.
+    let (lost, _) = *before.iter().find(|(_, is_owner)| !is_owner).unwrap();
+    sqlx::query("SELECT pg_terminate_backend($1)").bind(lost).execute(&pool).await.unwrap();
+    let is_another = |found: &Vec<(i32, bool)>| found.iter().all(|(pid, _)| *pid != lost);
+    until("all are there again", async || three().await.filter(is_another)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_projector_that_stops_in_the_middle_of_a_transaction_holds_nobody_up_for_long() {
     let postgres = Postgres::shared().await;
     let (log, views) = (postgres.database().await, postgres.database().await);
