@@ -19,15 +19,20 @@
 
 use std::collections::HashMap;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
+use tidemark_events::account::{
+    AccountDeactivated, AccountRegistered, AccountReinstated, EmailClaimed, EmailVerified, PasswordChanged,
+    PasswordResetRequested,
+};
 use tidemark_events::order::{OrderCancelled, OrderDelivered, OrderLine, OrderPlaced, OrderShipped};
 use tidemark_events::product::{PriceChanged, ProductCreated, ProductPublished, ProductRetired};
 use tidemark_events::sku::{SkuClaimed, SkuReleased};
 use tidemark_events::stock::{StockAdjusted, StockReceived, StockReleased, StockReserved, StockShipped};
-use tidemark_events::{Currency, Fact, Money};
+use tidemark_events::{Currency, Fact, Money, Personal};
 use uuid::Uuid;
 
 use crate::Command;
+use crate::account::Mailed;
 use crate::command::NewId;
 use crate::decision::{Decision, Happened, Rejection};
 use crate::order::{CancelOrder, DeliverOrder, Line, PlaceOrder, Requester, ShipOrder};
@@ -130,6 +135,20 @@ pub struct When {
 }
 
 impl When {
+    /// It was accepted, and the answer says that it stands so.
+    ///
+    /// # Panics
+    /// When it was not so.
+    #[track_caller]
+    #[must_use]
+    pub fn answers(self, status: &str) -> Self {
+        match &self.outcome {
+            Ok(decision) => assert_eq!(decision.status, status),
+            Err(rejection) => panic!("refused: {rejection}"),
+        }
+        self
+    }
+
     /// It was accepted, with exactly these events in this order.
     ///
     /// # Panics
@@ -308,6 +327,78 @@ impl OrderHistory {
     #[must_use]
     pub fn delivered(self) -> Vec<Happened> {
         self.one(OrderDelivered { delivered_at: now() })
+    }
+}
+
+/// What happens to an account.
+#[must_use]
+pub fn account(id: Uuid) -> AccountHistory {
+    AccountHistory(id)
+}
+
+/// See [`account`].
+#[derive(Debug, Clone, Copy)]
+pub struct AccountHistory(Uuid);
+
+impl AccountHistory {
+    /// The claim on its e-mail address.
+    const CLAIM: Uuid = Uuid::from_u128(0xC1);
+
+    fn one(self, fact: impl Into<Fact>) -> Vec<Happened> {
+        vec![Happened::to_account(self.0, fact)]
+    }
+
+    /// A mail to it that can be used for an hour.
+    #[must_use]
+    pub fn mail(self, id: Uuid) -> Mailed {
+        Mailed { id, expires_at: now() + TimeDelta::hours(1) }
+    }
+
+    /// It was registered, and its address claimed; a mail can verify it.
+    #[must_use]
+    pub fn registered(self, verification: Uuid) -> Vec<Happened> {
+        let mail = self.mail(verification);
+        let registered = AccountRegistered {
+            email: Personal::sealed("v1.sealed"),
+            name: None,
+            claim: Self::CLAIM,
+            credential_id: self.0,
+            verification_id: mail.id,
+            verification_expires_at: mail.expires_at,
+        };
+        let claimed = EmailClaimed { account_id: self.0 };
+        vec![Happened::to_account(self.0, registered), Happened::to_email(Self::CLAIM, self.0, claimed)]
+    }
+
+    /// Its address was verified.
+    #[must_use]
+    pub fn verified(self) -> Vec<Happened> {
+        self.one(EmailVerified {})
+    }
+
+    /// A new password can be set with a mail.
+    #[must_use]
+    pub fn reset_requested(self, reset: Uuid) -> Vec<Happened> {
+        let mail = self.mail(reset);
+        self.one(PasswordResetRequested { reset_id: mail.id, expires_at: mail.expires_at })
+    }
+
+    /// A new password was set with a mail.
+    #[must_use]
+    pub fn password_reset(self, credential_id: Uuid) -> Vec<Happened> {
+        self.one(PasswordChanged { credential_id, by_reset: true, kept_session: None })
+    }
+
+    /// Nobody can log in.
+    #[must_use]
+    pub fn deactivated(self) -> Vec<Happened> {
+        self.one(AccountDeactivated { reason: None })
+    }
+
+    /// Its owner can log in again.
+    #[must_use]
+    pub fn reinstated(self) -> Vec<Happened> {
+        self.one(AccountReinstated {})
     }
 }
 

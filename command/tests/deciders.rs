@@ -4,15 +4,16 @@
 
 use tidemark_command::Command;
 use tidemark_command::Rejection::{
-    AlreadyExists, AmountOverflow, MixedCurrencies, NotForSale, NotFound, OutOfStock, QuantityOverflow,
-    SkuTaken, State, StockBelowZero, UnknownProduct,
+    AlreadyExists, AmountOverflow, LinkVoid, MixedCurrencies, NotForSale, NotFound, OutOfStock,
+    QuantityOverflow, SkuTaken, State, StockBelowZero, UnknownProduct,
 };
+use tidemark_command::account::AccountCommand;
 use tidemark_command::command::NewId;
 use tidemark_command::order::Requester;
 use tidemark_command::product::{CreateProduct, PublishProduct, RetireProduct, SetPrice};
 use tidemark_command::stock::{AdjustStock, ReceiveStock};
 use tidemark_command::testing::{
-    CUSTOMER, cancel, cancel_as, deliver, euros, given, order, place, product, ship, stock,
+    CUSTOMER, account, cancel, cancel_as, deliver, euros, given, order, place, product, ship, stock,
 };
 use tidemark_command::value::{Delta, Price, Quantity};
 use tidemark_events::{Currency, Money};
@@ -246,5 +247,68 @@ mod orders {
         given([placed, order(ORDER_A).cancelled()])
             .when(ship(ORDER_A))
             .then_refused(refused("cancelled", "only a placed order is shipped"));
+    }
+}
+
+mod accounts {
+    use super::*;
+
+    const ADA: Uuid = Uuid::from_u128(0xD1);
+    const MAIL: Uuid = Uuid::from_u128(0xE1);
+    const RESET: Uuid = Uuid::from_u128(0xE2);
+    const CREDENTIAL: Uuid = Uuid::from_u128(0xF1);
+
+    fn verify() -> Command {
+        Command::Account(AccountCommand::VerifyEmail { account_id: ADA, verification_id: MAIL })
+    }
+
+    fn reinstate() -> Command {
+        Command::Account(AccountCommand::Reinstate { account_id: ADA })
+    }
+
+    fn reset() -> Command {
+        let command = AccountCommand::Reset { account_id: ADA, reset_id: RESET, credential_id: CREDENTIAL };
+        Command::Account(command)
+    }
+
+    #[test]
+    fn a_mail_makes_a_pending_account_active_and_no_other() {
+        let registered = account(ADA).registered(MAIL);
+        given([registered.clone()]).when(verify()).answers("active").then([account(ADA).verified()]);
+        given([registered.clone(), account(ADA).deactivated()]).when(verify()).then_refused(LinkVoid);
+        given([registered, account(ADA).verified()]).when(verify()).then_refused(LinkVoid);
+    }
+
+    #[test]
+    fn who_is_reinstated_is_pending_until_the_address_is_verified() {
+        let (registered, verified) = (account(ADA).registered(MAIL), account(ADA).verified());
+        let (deactivated, reinstated) = (account(ADA).deactivated(), account(ADA).reinstated());
+        let never = [registered.clone(), deactivated.clone()];
+        given(never).when(reinstate()).answers("pending").then([reinstated.clone()]);
+        let back = [registered.clone(), deactivated.clone(), reinstated.clone()];
+        given(back.clone()).when(reinstate()).answers("pending").then_nothing();
+        given(back).when(verify()).answers("active").then([verified.clone()]);
+        given([registered.clone(), verified.clone(), deactivated.clone()])
+            .when(reinstate())
+            .answers("active")
+            .then([reinstated.clone()]);
+        given([registered, verified, deactivated, reinstated])
+            .when(reinstate())
+            .answers("active")
+            .then_nothing();
+    }
+
+    #[test]
+    fn a_new_password_verifies_a_pending_account_and_reinstates_nobody() {
+        let (registered, asked) = (account(ADA).registered(MAIL), account(ADA).reset_requested(RESET));
+        let changed = account(ADA).password_reset(CREDENTIAL);
+        given([registered.clone(), asked.clone()])
+            .when(reset())
+            .answers("active")
+            .then([changed.clone(), account(ADA).verified()]);
+        given([registered, asked, account(ADA).deactivated()])
+            .when(reset())
+            .answers("deactivated")
+            .then([changed]);
     }
 }

@@ -71,6 +71,9 @@ struct AccountResource {
     registered_at: Option<DateTime<Utc>>,
     /// The version of its stream.
     version: i64,
+    /// Whether the e-mail address was ever verified.
+    #[serde(skip)]
+    verified: bool,
 }
 
 /// A session of an account.
@@ -454,7 +457,13 @@ impl AccountResource {
                 self.name = text_of(event.name.as_ref());
                 self.registered_at = Some(recorded.recorded_at);
             }
-            AccountEvent::EmailVerified(_) | AccountEvent::AccountReinstated(_) => self.status = "active",
+            AccountEvent::EmailVerified(_) => {
+                self.status = "active";
+                self.verified = true;
+            }
+            AccountEvent::AccountReinstated(_) => {
+                self.status = if self.verified { "active" } else { "pending" };
+            }
             AccountEvent::AccountDeactivated(_) => self.status = "deactivated",
             AccountEvent::ProfileUpdated(event) => {
                 self.name = text_of(event.name.as_ref());

@@ -446,6 +446,44 @@ async fn a_forgotten_password_is_set_anew_by_mail() {
 }
 
 #[tokio::test]
+async fn an_account_that_was_deactivated_while_pending_is_not_made_active_by_its_mail() {
+    let shop = Shop::open().await;
+    let email = "hasty@example.org";
+    let body = json!({ "email": email, "password": PASSWORD });
+    assert_eq!(post(&shop, "/v1/accounts", None, body).await.status, 202);
+    let mail = mailed(&shop, email, VERIFY, 1).await;
+    let pool = shop.pool().await;
+    let id: Uuid =
+        sqlx::query_scalar("SELECT account_id FROM accounts.mails").fetch_one(&pool).await.unwrap();
+    let admin = token("admin", ADMIN).await;
+    // As it is told by itself and in the list, which are folded apart.
+    let stands = async |status: &str, verified: bool| {
+        let one = shop.get(&format!("/v1/accounts/{id}"), Some(&shop.staff), &[]).await;
+        assert_eq!(one.body["status"], status, "{}", one.text);
+        shop.caught_up().await;
+        let list = shop.get("/v1/accounts", Some(&admin), &[]).await;
+        let item = &list.body["items"][0];
+        assert_eq!((&item["status"], &item["verified"]), (&json!(status), &json!(verified)), "{}", list.text);
+    };
+    let verify =
+        async || post(&shop, "/v1/accounts/email-verifications", None, json!({ "token": mail })).await.status;
+    let path = format!("/v1/accounts/{id}/deactivation");
+    assert_eq!(post(&shop, &path, Some(&shop.staff), json!({ "reason": "a bot" })).await.status, 204);
+    assert_eq!(verify().await, 410);
+    stands("deactivated", false).await;
+    assert_eq!(delete(&shop, &path, &shop.staff).await.status, 204);
+    stands("pending", false).await;
+    assert_eq!(log_in(&shop, email, PASSWORD).await.problem(), "email-unverified");
+    assert_eq!(verify().await, 204);
+    stands("active", true).await;
+    // Whose address is verified is active again.
+    assert_eq!(post(&shop, &path, Some(&shop.staff), json!({})).await.status, 204);
+    assert_eq!(delete(&shop, &path, &shop.staff).await.status, 204);
+    stands("active", true).await;
+    assert_eq!(log_in(&shop, email, PASSWORD).await.status, 201);
+}
+
+#[tokio::test]
 async fn roles_are_given_by_admins_and_bring_new_tokens() {
     let shop = Shop::open().await;
     let admin = token("admin", ADMIN).await;

@@ -121,11 +121,17 @@ impl Account {
             AccountEvent::SecondFactorDisabled(_) => self.factor_id = None,
             AccountEvent::LoginFailed(event) => self.failed_at = Some(event.failed_at),
             AccountEvent::AccountDeactivated(_) => self.status = AccountStatus::Deactivated,
-            AccountEvent::AccountReinstated(_) => self.status = AccountStatus::Active,
+            AccountEvent::AccountReinstated(_) => self.status = self.reinstated(),
             AccountEvent::AccountErased(_) => {
                 *self = Self { status: AccountStatus::Erased, claim: self.claim, ..Self::default() };
             }
         }
+    }
+
+    /// How it stands once it is reinstated: a mail that verifies its address waits until that is done, however it
+    /// stood in between.
+    fn reinstated(&self) -> AccountStatus {
+        if self.verification.is_some() { AccountStatus::Pending } else { AccountStatus::Active }
     }
 }
 
@@ -204,7 +210,7 @@ pub enum AccountCommand {
         /// The mail.
         reset: Mailed,
     },
-    /// Sets a new password with a mail; it verifies the address, too.
+    /// Sets a new password with a mail; it verifies the address of a pending account, too.
     Reset {
         /// Whose.
         account_id: Uuid,
@@ -321,7 +327,7 @@ pub enum AccountCommand {
         /// Why.
         reason: Option<String>,
     },
-    /// Lets its owner log in again.
+    /// Lets its owner log in again, or verify the address if that was never done.
     Reinstate {
         /// Whose.
         account_id: Uuid,
@@ -390,6 +396,10 @@ impl AccountCommand {
                 (account.status, if due { one(event.into()) } else { Vec::new() })
             }
             Self::VerifyEmail { verification_id, .. } => {
+                // The mail of a deactivated account would undo what the staff did.
+                if account.status != AccountStatus::Pending {
+                    return Err(Rejection::LinkVoid);
+                }
                 usable(account.verification, *verification_id, now)?;
                 (AccountStatus::Active, one(EmailVerified {}.into()))
             }
@@ -403,10 +413,12 @@ impl AccountCommand {
                 let changed =
                     PasswordChanged { credential_id: *credential_id, by_reset: true, kept_session: None };
                 let mut events = one(changed.into());
-                if account.status == AccountStatus::Pending {
+                let mut status = account.status;
+                if status == AccountStatus::Pending {
                     events.push(Happened::to_account(id, EmailVerified {}));
+                    status = AccountStatus::Active;
                 }
-                (AccountStatus::Active, events)
+                (status, events)
             }
             Self::ChangePassword { old, new, kept_session, .. } => {
                 in_use(account)?;
@@ -507,7 +519,7 @@ impl AccountCommand {
                     AccountStatus::Deactivated => one(AccountReinstated {}.into()),
                     _ => Vec::new(),
                 };
-                let status = if events.is_empty() { account.status } else { AccountStatus::Active };
+                let status = if events.is_empty() { account.status } else { account.reinstated() };
                 (status, events)
             }
             Self::Erase { .. } => {

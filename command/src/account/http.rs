@@ -1208,7 +1208,8 @@ async fn deactivate(
     end_with(&state, &actor, flow, account_id, command).await
 }
 
-/// Lets the owner of a deactivated account log in again. The staff does so.
+/// Lets the owner of a deactivated account log in again. The staff does so. If its e-mail address was never verified, it
+/// is pending again.
 #[utoipa::path(
     delete, path = "/v1/accounts/{id}/deactivation", tag = "accounts", security(("token" = [])),
     params(("id" = Uuid, Path)),

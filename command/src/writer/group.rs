@@ -22,7 +22,7 @@ use super::states::{StateCache, usable};
 use super::{Accepted, Answer, CommandError, Job, Rendered, WriterConfig};
 use crate::command::Command;
 use crate::decision::{Decision, Rejection};
-use crate::shop::{Aggregate, Entry, Shop, States, Unmet};
+use crate::shop::{Entry, Shop, States, Unmet};
 
 /// How long a connection may take to be made.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
@@ -343,14 +343,14 @@ impl Loop {
             let appended = i64::try_from(events.len()).unwrap_or(i64::MAX);
             if let Some(Entry { version, position, state: Some(state) }) = self.states.peek(stream_id)
                 && (version - appended) / interval != version / interval
-                && let Ok(state) = serde_json::to_value(state)
+                && let Ok(folded) = serde_json::to_value(state)
             {
                 let snapshot = Snapshot {
                     stream_id,
                     version: *version,
                     position: *position,
-                    fold_version: Aggregate::FOLD_VERSION,
-                    state,
+                    fold_version: state.fold_version(),
+                    state: folded,
                 };
                 // A full queue leaves it out: the next one will do.
                 self.snapshots.try_send((head.epoch, snapshot)).ok();

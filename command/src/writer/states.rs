@@ -197,10 +197,8 @@ pub(super) fn usable(snapshot: &Snapshot) -> bool {
 }
 
 fn state_of(snapshot: &Snapshot) -> Option<Aggregate> {
-    if snapshot.fold_version != Aggregate::FOLD_VERSION {
-        return None;
-    }
-    serde_json::from_value(snapshot.state.clone()).ok()
+    let state: Aggregate = serde_json::from_value(snapshot.state.clone()).ok()?;
+    (snapshot.fold_version == state.fold_version()).then_some(state)
 }
 
 fn fold(entry: &mut Entry, fact: &Fact) {

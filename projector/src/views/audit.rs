@@ -145,7 +145,8 @@ fn is_act(fact: &Fact) -> bool {
     !matches!(fact, Fact::Session(_) | Fact::Account(AccountEvent::LoginFailed(_)))
 }
 
-/// What has changed of an account; what has not is `None`.
+/// What has changed of an account; what has not is `None`. That one is active holds only if its address is verified,
+/// which may stand in the row alone: a reinstated one that never was is pending.
 #[derive(Debug, Default)]
 struct Change {
     registered_at: Option<DateTime<Utc>>,
@@ -273,8 +274,10 @@ async fn insert_accounts(
     };
     sqlx::query(AssertSqlSafe(format!(
         "INSERT INTO views.accounts_{instance} (id, registered_at, status, role, verified, second_factor, version) \
-         SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::text[], $5::boolean[], $6::boolean[], \
-           $7::bigint[])"
+         SELECT id, registered_at, CASE WHEN status = 'active' AND NOT verified THEN 'pending' ELSE status END, role, \
+           verified, second_factor, version \
+         FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::text[], $5::boolean[], $6::boolean[], \
+           $7::bigint[]) AS u (id, registered_at, status, role, verified, second_factor, version)"
     )))
     .bind(accounts.iter().map(|(id, _)| *id).collect::<Vec<_>>())
     .bind(accounts.iter().map(|(_, change)| change.registered_at).collect::<Vec<_>>())
@@ -297,7 +300,9 @@ async fn update_accounts(
         return Ok(());
     }
     let updated = sqlx::query(AssertSqlSafe(format!(
-        "UPDATE views.accounts_{instance} a SET status = COALESCE(u.status, a.status), \
+        "UPDATE views.accounts_{instance} a SET status = CASE \
+             WHEN u.status = 'active' AND NOT COALESCE(u.verified, a.verified) THEN 'pending' \
+             ELSE COALESCE(u.status, a.status) END, \
            role = COALESCE(u.role, a.role), verified = COALESCE(u.verified, a.verified), \
            second_factor = COALESCE(u.second_factor, a.second_factor), version = u.version \
          FROM unnest($1::uuid[], $2::text[], $3::text[], $4::boolean[], $5::boolean[], $6::bigint[]) \
