@@ -796,6 +796,129 @@ async fn mails_go_out_over_smtp_and_wait_while_the_server_is_away() {
     server.kill().await.unwrap();
 }
 
+#[tokio::test]
+async fn a_mail_that_cannot_be_opened_keeps_no_other_waiting() {
+    let mut shop = Shop::open().await;
+    let (lost, other) = ("lost@example.org", "other@example.org");
+    register(&shop, lost).await;
+    register(&shop, other).await;
+    let (id, ..) = session(&shop, lost).await;
+    // Keys are remembered for a while.
+    shop.process.kill().await.unwrap();
+    let pool = shop.pool().await;
+    let deleted =
+        sqlx::query("DELETE FROM vault.keys WHERE subject = $1::uuid").bind(&id).execute(&pool).await;
+    assert_eq!(deleted.unwrap().rows_affected(), 1);
+    let next = Shop::on(&shop.url).await;
+    let body = json!({ "email": lost, "password": PASSWORD });
+    assert_eq!(post(&next, "/v1/accounts", None, body).await.status, 202);
+    until("the mail is tried", async || {
+        let tried: bool = sqlx::query_scalar(
+            "SELECT count(*) = 1 FROM accounts.mails WHERE kind = 'repeated' AND account_id = $1::uuid \
+             AND state = 'waiting' AND attempts > 0 AND error LIKE '%is missing%'",
+        )
+        .bind(&id)
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+        tried.then_some(())
+    })
+    .await;
+    assert_eq!(post(&next, "/v1/password-resets", None, json!({ "email": other })).await.status, 202);
+    mailed(&next, other, RESET, 1).await;
+}
+
+#[tokio::test]
+async fn a_mail_server_that_hangs_keeps_no_key_from_being_destroyed() {
+    let mut shop = Shop::open().await;
+    let pool = shop.pool().await;
+    for n in 0..6 {
+        let body = json!({ "email": format!("patient-{n}@example.org"), "password": PASSWORD });
+        assert_eq!(post(&shop, "/v1/accounts", None, body).await.status, 202);
+    }
+    until("the mails are sent", async || {
+        let sent: i64 = sqlx::query_scalar("SELECT count(*) FROM accounts.mails WHERE state = 'sent'")
+            .fetch_one(&pool)
+            .await
+            .unwrap();
+        (sent == 6).then_some(())
+    })
+    .await;
+    shop.process.kill().await.unwrap();
+    sqlx::query("UPDATE accounts.mails SET state = 'waiting', attempts = 0, try_at = clock_timestamp()")
+        .execute(&pool)
+        .await
+        .unwrap();
+    // It takes connections and says nothing: each mail waits for 20 seconds.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let smtp = format!("smtp://{}", silent.local_addr().unwrap());
+    let settings = [("DATABASE_URL", shop.url.as_str()), ("TIDEMARK_SMTP_URL", &smtp)];
+    let next = Shop::part("up", &shop.url, &settings).await;
+    let id: Uuid =
+        sqlx::query_scalar("SELECT account_id FROM accounts.mails LIMIT 1").fetch_one(&pool).await.unwrap();
+    let admin = token("admin", ADMIN).await;
+    let path = format!("/v1/accounts/{id}/erasure");
+    assert_eq!(post(&next, &path, Some(&admin), json!({})).await.status, 204);
+    until("the key is destroyed", async || {
+        let erased: bool = sqlx::query_scalar("SELECT wrapped IS NULL FROM vault.keys WHERE subject = $1")
+            .bind(id)
+            .fetch_one(&pool)
+            .await
+            .unwrap();
+        erased.then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_steward_that_cannot_read_an_event_leaves_its_turn_to_others() {
+    let shop = Shop::open().await;
+    let _other = Shop::on(&shop.url).await;
+    let pool = shop.pool().await;
+    until("somebody has the turn", async || {
+        let taken: i64 = sqlx::query_scalar("SELECT count(*) FROM log.leases WHERE name = 'accounts'")
+            .fetch_one(&pool)
+            .await
+            .unwrap();
+        (taken == 1).then_some(())
+    })
+    .await;
+    // A turn is too short to be seen.
+    sqlx::raw_sql(
+        "CREATE TABLE turns (at timestamptz DEFAULT clock_timestamp(), holder uuid); \
+         CREATE FUNCTION note_turn() RETURNS trigger LANGUAGE plpgsql AS \
+           $$ BEGIN INSERT INTO turns (holder) VALUES (NEW.holder); RETURN NULL; END $$; \
+         CREATE TRIGGER note_turn AFTER INSERT OR UPDATE ON log.leases FOR EACH ROW \
+           WHEN (NEW.name = 'accounts') EXECUTE FUNCTION note_turn();",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    // As a newer version would have written it.
+    let mut newer = pool.begin().await.unwrap();
+    let position: i64 = sqlx::query_scalar(
+        "WITH head AS (UPDATE log.head SET position = position + 1 RETURNING position) \
+         INSERT INTO log.events SELECT head.position, $1, 'account', 1, $2, 'AccountTeleported', 1, '{}', $2, NULL, \
+           'x', NULL, clock_timestamp(), $1 FROM head RETURNING position",
+    )
+    .bind(Uuid::now_v7())
+    .bind(Uuid::now_v7())
+    .fetch_one(&mut *newer)
+    .await
+    .unwrap();
+    newer.commit().await.unwrap();
+    until("the turn goes round", async || {
+        let turns: Vec<Uuid> =
+            sqlx::query_scalar("SELECT holder FROM turns ORDER BY at").fetch_all(&pool).await.unwrap();
+        let passed_on = turns.windows(2).filter(|turns| turns[0] != turns[1]).count();
+        (passed_on >= 2).then_some(())
+    })
+    .await;
+    let stands: i64 =
+        sqlx::query_scalar("SELECT position FROM accounts.checkpoint").fetch_one(&pool).await.unwrap();
+    assert!(stands < position, "nobody passes over it");
+}
+
 /// kill -9 between a decision and what it asks for: whoever comes next does it.
 #[tokio::test]
 async fn what_an_event_asks_for_is_done_though_its_process_was_killed() {

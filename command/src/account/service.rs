@@ -6,7 +6,8 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgPool;
 use tidemark_events::account::AccountRole;
-use tidemark_events::log::Log;
+use tidemark_events::fact::{AccountEvent, DecodeError};
+use tidemark_events::log::{Log, LogError};
 use tidemark_events::{Fact, Personal};
 use tidemark_http::access::KeyError;
 use tidemark_http::{Actor, Email, Problem, Role, problem};
@@ -69,6 +70,17 @@ pub struct Known {
     pub state: Account,
     /// Its e-mail address, sealed.
     pub email: Option<Personal>,
+}
+
+/// Why an account cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The log's database, which all accounts are in.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// This account has an event that this version cannot read.
+    #[error(transparent)]
+    Event(#[from] DecodeError),
 }
 
 impl Accounts {
@@ -136,7 +148,7 @@ impl Accounts {
     /// 503.
     pub async fn by_email(&self, email: &Email) -> Result<Option<Known>, Problem> {
         let mut claim = EmailClaim::default();
-        for fact in self.facts(self.claim_of(email)).await? {
+        for fact in self.facts(self.claim_of(email)).await.map_err(|error| unread(&error))? {
             if let Fact::Email(event) = fact {
                 claim.evolve(&event);
             }
@@ -152,11 +164,19 @@ impl Accounts {
     /// # Errors
     /// 503.
     pub async fn by_id(&self, id: Uuid) -> Result<Option<Known>, Problem> {
+        self.read(id).await.map_err(|error| unread(&error))
+    }
+
+    /// The same, for who has to know whether it is this account or all of them that cannot be read.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn read(&self, id: Uuid) -> Result<Option<Known>, ReadError> {
         let mut known: Option<Known> = None;
         for fact in self.facts(id).await? {
             let Fact::Account(event) = fact else { continue };
             let known = known.get_or_insert_with(|| Known { id, state: Account::default(), email: None });
-            if let tidemark_events::fact::AccountEvent::AccountRegistered(registered) = &event {
+            if let AccountEvent::AccountRegistered(registered) = &event {
                 known.email = Some(registered.email.clone());
             }
             known.state.evolve(&event);
@@ -164,17 +184,9 @@ impl Accounts {
         Ok(known)
     }
 
-    async fn facts(&self, stream_id: Uuid) -> Result<Vec<Fact>, Problem> {
-        let events = self.0.log.read_stream(stream_id, 0, STREAM_PAGE).await.map_err(|error| {
-            tracing::warn!(%error, "cannot read a stream of accounts");
-            away()
-        })?;
-        let decoded: Result<Vec<Fact>, _> =
-            events.iter().map(tidemark_events::RecordedEvent::decode).collect();
-        decoded.map_err(|error| {
-            tracing::warn!(%error, stream = %stream_id, "a stream of accounts cannot be read");
-            away()
-        })
+    async fn facts(&self, stream_id: Uuid) -> Result<Vec<Fact>, ReadError> {
+        let events = self.0.log.read_stream(stream_id, 0, STREAM_PAGE).await?;
+        Ok(events.iter().map(tidemark_events::RecordedEvent::decode).collect::<Result<_, _>>()?)
     }
 }
 
@@ -204,6 +216,11 @@ pub fn event_role(role: Role) -> AccountRole {
 
 fn away() -> Problem {
     Problem::new(&problem::UNAVAILABLE, "accounts cannot be read now; nothing was done").with_retry_after(1)
+}
+
+fn unread(error: &ReadError) -> Problem {
+    tracing::warn!(%error, "a stream of accounts cannot be read");
+    away()
 }
 
 /// The databases' errors, as clients see them.

@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use super::link::{Link, Purpose};
 use super::mail::{Kind, MailError, Mailer};
-use super::service::Accounts;
+use super::service::{Accounts, ReadError};
 
 /// How long the lease holds without being renewed.
 const HELD_FOR: Duration = Duration::from_secs(5);
@@ -28,6 +28,9 @@ const HELD_FOR: Duration = Duration::from_secs(5);
 /// How often the log is looked at, and how often the lease is asked for.
 const POLL: Duration = Duration::from_millis(250);
 const ASK_EVERY: Duration = Duration::from_secs(1);
+
+/// How long whoever has failed leaves the lease to others, who ask for it sooner: one of them may be able to go on.
+const STAND_BACK: Duration = Duration::from_secs(3);
 
 /// Events of one step, and mails of one round.
 const AT_ONCE: usize = 500;
@@ -54,8 +57,6 @@ enum StewardError {
     Vault(#[from] VaultError),
     #[error("the event at {0} is of a newer version of this program, which has to do what it asks for")]
     Newer(Position),
-    #[error("{0}")]
-    Accounts(&'static str),
 }
 
 /// What the steward works with.
@@ -80,10 +81,13 @@ impl Steward {
                     () = stop.cancelled() => break,
                     ended = self.take_turn(&lease) => ended,
                 };
+                let mut pause = ASK_EVERY;
                 if let Err(error) = ended {
-                    tracing::warn!(%error, "the steward of accounts tries again");
+                    tracing::warn!(%error, "the steward of accounts leaves its turn to others, and tries again");
+                    lease.give_back().await.ok();
+                    pause = STAND_BACK;
                 }
-                tokio::time::timeout(ASK_EVERY, stop.cancelled()).await.ok();
+                tokio::time::timeout(pause, stop.cancelled()).await.ok();
             }
             lease.give_back().await.ok();
         })
@@ -95,7 +99,7 @@ impl Steward {
             let renew_at = Instant::now() + HELD_FOR / 3;
             while Instant::now() < renew_at {
                 let read = self.step().await?;
-                let sent = self.send_mails().await?;
+                let sent = self.send_mails(renew_at).await?;
                 if !read && !sent {
                     tokio::time::sleep(POLL).await;
                 }
@@ -209,8 +213,9 @@ impl Steward {
         }
     }
 
-    /// Sends mails that are due; `true` if there may be more.
-    async fn send_mails(&self) -> Result<bool, StewardError> {
+    /// Sends mails that are due, until the lease has to be renewed: a mail server that hangs must not keep events
+    /// waiting. `true` if there may be more.
+    async fn send_mails(&self, renew_at: Instant) -> Result<bool, StewardError> {
         let pool = self.log.pool();
         let rows = sqlx::query(
             "SELECT event_id, account_id, kind, about, expires_at < clock_timestamp() FROM accounts.mails \
@@ -251,10 +256,14 @@ impl Steward {
             if let Some(error) = error {
                 tracing::warn!(mail = %event_id, account = %account_id, error, "a mail was not sent");
             }
+            if Instant::now() >= renew_at {
+                break;
+            }
         }
         Ok(!rows.is_empty())
     }
 
+    /// Sends one mail. What is wrong with it or its account alone is an outcome, so that it keeps no other waiting.
     async fn send(
         &self,
         event_id: Uuid,
@@ -263,12 +272,19 @@ impl Steward {
         about: Option<Uuid>,
     ) -> Result<Outcome, StewardError> {
         let vault = self.accounts.vault();
-        let known = self.accounts.by_id(account_id).await;
-        let known = known.map_err(|_| StewardError::Accounts("an account cannot be read"))?;
+        let known = match self.accounts.read(account_id).await {
+            Ok(known) => known,
+            Err(ReadError::Log(error)) => return Err(error.into()),
+            Err(ReadError::Event(_)) => {
+                return Ok(Outcome::Later("an event of the account cannot be read".to_owned()));
+            }
+        };
         let Some(email) = known.and_then(|known| known.email) else { return Ok(Outcome::Dropped) };
-        let to = match vault.unseal(account_id, "email", &email).await? {
-            Clear::Text(to) => to,
-            Clear::Erased | Clear::Unopened => return Ok(Outcome::Dropped),
+        let to = match vault.unseal(account_id, "email", &email).await {
+            Ok(Clear::Text(to)) => to,
+            Ok(Clear::Erased | Clear::Unopened) => return Ok(Outcome::Dropped),
+            Err(error @ (VaultError::Database(_) | VaultError::Schema(_))) => return Err(error.into()),
+            Err(error) => return Ok(Outcome::Later(error.to_string())),
         };
         let purpose = match kind {
             Kind::Verify => Some(Purpose::Verify),
