@@ -1,6 +1,9 @@
 //! Accounts: registered, verified by mail, logged in, refreshed, ended, erased.
 
 use std::collections::HashSet;
+use std::io::{BufRead, BufReader, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
@@ -917,6 +920,93 @@ async fn a_steward_that_cannot_read_an_event_leaves_its_turn_to_others() {
     let stands: i64 =
         sqlx::query_scalar("SELECT position FROM accounts.checkpoint").fetch_one(&pool).await.unwrap();
     assert!(stands < position, "nobody passes over it");
+}
+
+/// A mail server that takes no sender for so many mails, repeating who it is about, and then takes every mail. It counts
+/// those that it took.
+fn refusing_server(mut refusals: usize) -> (String, Arc<AtomicUsize>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let taken = Arc::<AtomicUsize>::default();
+    let counted = Arc::clone(&taken);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            stream.write_all(b"220 refusing\r\n").unwrap();
+            let mut is_in_mail = false;
+            for line in lines {
+                let Ok(line) = line else { break };
+                let word = line.split([' ', ':']).next().unwrap();
+                let answer = match word {
+                    "." => {
+                        is_in_mail = false;
+                        counted.fetch_add(1, Ordering::SeqCst);
+                        "250 taken"
+                    }
+                    _ if is_in_mail => continue,
+                    "MAIL" if refusals > 0 => {
+                        refusals -= 1;
+                        "550 no mails about refused@example.org"
+                    }
+                    "DATA" => {
+                        is_in_mail = true;
+                        "354 go on"
+                    }
+                    "QUIT" => break,
+                    _ => "250 so be it",
+                };
+                if stream.write_all(format!("{answer}\r\n").as_bytes()).is_err() {
+                    break;
+                }
+            }
+        }
+    });
+    (format!("smtp://{address}"), taken)
+}
+
+#[tokio::test]
+async fn a_mail_that_the_server_refuses_is_tried_again_for_an_hour() {
+    let postgres = Postgres::shared().await;
+    let url = postgres.database().await;
+    let (smtp, taken) = refusing_server(2);
+    let settings = [("DATABASE_URL", url.as_str()), ("TIDEMARK_SMTP_URL", &smtp)];
+    let mut shop = Shop::part("up", &url, &settings).await;
+    let body = json!({ "email": "refused@example.org", "password": PASSWORD });
+    assert_eq!(post(&shop, "/v1/accounts", None, body).await.status, 202);
+    let pool = shop.pool().await;
+    let stands = async || -> (String, i32, Option<String>) {
+        until("the mail is there", async || {
+            sqlx::query_as("SELECT state, attempts, error FROM accounts.mails")
+                .fetch_optional(&pool)
+                .await
+                .unwrap()
+        })
+        .await
+    };
+    until("the mail is taken", async || (stands().await.0 == "sent").then_some(())).await;
+    assert_eq!((taken.load(Ordering::SeqCst), stands().await), (1, ("sent".to_owned(), 3, None)));
+    shop.process.kill().await.unwrap();
+
+    // A server that goes on refusing: after the tries of an hour it is believed, once it has said so twice.
+    let (smtp, taken) = refusing_server(usize::MAX);
+    let settings = [("DATABASE_URL", url.as_str()), ("TIDEMARK_SMTP_URL", &smtp)];
+    sqlx::query(
+        "UPDATE accounts.mails SET state = 'waiting', attempts = 12, error = 'away', try_at = clock_timestamp()",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    let _shop = Shop::part("up", &url, &settings).await;
+    let refused = |state: &str, attempts| {
+        (state.to_owned(), attempts, Some("the mail server refuses it (550)".to_owned()))
+    };
+    until("it is tried", async || (stands().await.1 == 13).then_some(())).await;
+    assert_eq!(stands().await, refused("waiting", 13));
+    sqlx::query("UPDATE accounts.mails SET try_at = clock_timestamp()").execute(&pool).await.unwrap();
+    until("it is tried", async || (stands().await.1 == 14).then_some(())).await;
+    assert_eq!(stands().await, refused("failed", 14));
+    assert_eq!(taken.load(Ordering::SeqCst), 0);
 }
 
 /// kill -9 between a decision and what it asks for: whoever comes next does it.

@@ -107,6 +107,10 @@ pub enum MailError {
     /// No mail can be written to the address, ever.
     #[error("the address cannot be written to")]
     Address,
+    /// The mail server refuses it for good, with this code. That is no proof about the address: it may as well be its
+    /// own password, sender or policy that it minds.
+    #[error("the mail server refuses it ({0})")]
+    Refused(u16),
     /// It may leave later. The text says nothing of the address.
     #[error("{0}")]
     Later(String),
@@ -182,12 +186,12 @@ impl Mailer {
 async fn deliver(transport: &AsyncSmtpTransport<Tokio1Executor>, message: Message) -> Result<(), MailError> {
     match tokio::time::timeout(WITHIN, transport.send(message)).await {
         Ok(Ok(_)) => Ok(()),
-        // A server's words may repeat the address.
-        Ok(Err(error)) if error.is_permanent() => Err(MailError::Address),
-        Ok(Err(error)) if error.is_transient() => {
-            Err(MailError::Later("the mail server asks to try again later".to_owned()))
-        }
-        Ok(Err(_)) => Err(MailError::Later("the mail server cannot be reached".to_owned())),
+        // A server's words may repeat the address, its code does not.
+        Ok(Err(error)) => Err(match error.status() {
+            Some(code) if error.is_permanent() => MailError::Refused(code.into()),
+            Some(_) => MailError::Later("the mail server asks to try again later".to_owned()),
+            None => MailError::Later("the mail server cannot be reached".to_owned()),
+        }),
         Err(_elapsed) => Err(MailError::Later("the mail server takes too long".to_owned())),
     }
 }

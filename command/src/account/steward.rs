@@ -43,6 +43,10 @@ const FORGET_AT_ONCE: i64 = 1_000;
 /// A mail is tried so often, with pauses from a second to an hour: about a day.
 const TRIES: i32 = 30;
 
+/// One that the mail server refuses for good is tried so often, about an hour: time to mend the server, and not so much
+/// that it takes the shop for somebody who sends to addresses that are none.
+const TRIES_REFUSED: i32 = 13;
+
 /// A mail about what happened longer ago is not begun.
 const MAILED_WITHIN: chrono::TimeDelta = chrono::TimeDelta::days(2);
 
@@ -218,7 +222,8 @@ impl Steward {
     async fn send_mails(&self, renew_at: Instant) -> Result<bool, StewardError> {
         let pool = self.log.pool();
         let rows = sqlx::query(
-            "SELECT event_id, account_id, kind, about, expires_at < clock_timestamp() FROM accounts.mails \
+            "SELECT event_id, account_id, kind, about, expires_at < clock_timestamp(), attempts, error \
+             FROM accounts.mails \
              WHERE state = 'waiting' AND try_at <= clock_timestamp() ORDER BY try_at LIMIT $1",
         )
         .bind(MAILS_AT_ONCE)
@@ -233,23 +238,27 @@ impl Steward {
                 Some(kind) => self.send(event_id, account_id, kind, about).await?,
                 None => Outcome::Dropped,
             };
+            let (tries, before): (i32, Option<&str>) = (row.try_get::<i32, _>(5)? + 1, row.try_get(6)?);
             let (state, error) = match outcome {
                 Outcome::Sent => ("sent", None),
                 Outcome::Dropped => ("dropped", None),
                 Outcome::Never(error) => ("failed", Some(error)),
-                Outcome::Later(error) => ("waiting", Some(error)),
+                // After tries that failed for another reason the server is asked twice.
+                Outcome::Refused(error) if tries >= TRIES_REFUSED && before == Some(&error) => {
+                    ("failed", Some(error))
+                }
+                Outcome::Refused(error) | Outcome::Later(error) if tries >= TRIES => ("failed", Some(error)),
+                Outcome::Refused(error) | Outcome::Later(error) => ("waiting", Some(error)),
             };
             sqlx::query(
-                "UPDATE accounts.mails SET attempts = attempts + 1, error = $3, \
-                   state = CASE WHEN $2 = 'waiting' AND attempts + 1 >= $4 THEN 'failed' ELSE $2 END, \
-                   done_at = CASE WHEN $2 <> 'waiting' OR attempts + 1 >= $4 THEN clock_timestamp() END, \
+                "UPDATE accounts.mails SET attempts = attempts + 1, error = $3, state = $2, \
+                   done_at = CASE WHEN $2 <> 'waiting' THEN clock_timestamp() END, \
                    try_at = clock_timestamp() + make_interval(secs => LEAST(power(2, attempts), 3600)) \
                  WHERE event_id = $1 AND state = 'waiting'",
             )
             .bind(event_id)
             .bind(state)
             .bind(&error)
-            .bind(TRIES)
             .execute(pool)
             .await?;
             metrics::counter!("tidemark_mails_total", "outcome" => state).increment(1);
@@ -298,6 +307,7 @@ impl Steward {
         Ok(match self.mailer.send(event_id, kind, &to, &token).await {
             Ok(()) => Outcome::Sent,
             Err(error @ (MailError::Address | MailError::Settings(_))) => Outcome::Never(error.to_string()),
+            Err(error @ MailError::Refused(_)) => Outcome::Refused(error.to_string()),
             Err(MailError::Later(error)) => Outcome::Later(error),
         })
     }
@@ -317,5 +327,7 @@ enum Outcome {
     /// There is nobody to send it to, or it is too late.
     Dropped,
     Later(String),
+    /// The mail server will not have it.
+    Refused(String),
     Never(String),
 }
