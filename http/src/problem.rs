@@ -112,7 +112,7 @@ problems! {
     VIEW_BEHIND = 503 "view-behind" "The views are behind"
         "The views have not come to the position in Tidemark-After in time. Ask again after Retry-After.";
     OUTCOME_UNKNOWN = 504 "outcome-unknown" "Whether it was done is not known yet"
-        "The connection to the log broke while it was being written. Ask again with the same Idempotency-Key: the answer will be the first one's, or the command will be done now.";
+        "The connection to the log broke while it was being written. Ask again with the same Idempotency-Key: the answer will be the first one's, or the command will be done now. A refresh token can be shown again within 60 seconds.";
 }
 
 /// One member of a request that is at fault.

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::harness::{Answer, Postgres, Shop, token, until};
+use crate::proxy::{Cut, Proxy};
 
 pub(crate) const PASSWORD: &str = "correct horse battery staple";
 const ADMIN: &str = "0190b6a2-8c5e-7c11-b0de-1f0e9a7b0cad";
@@ -375,6 +376,46 @@ async fn a_refresh_token_is_used_once_and_a_second_use_ends_the_session() {
     .await
     .unwrap();
     assert!(usable <= 1 && !left.is_empty(), "{usable} usable of {left:?}");
+}
+
+/// A refresh is done and its answer is lost with the database, which is back half a minute later.
+#[tokio::test]
+async fn a_refresh_whose_outcome_is_unknown_can_be_repeated_when_everything_is_back() {
+    let postgres = Postgres::shared().await;
+    let url = postgres.database().await;
+    let proxy = Proxy::before(&postgres);
+    let mut shop = Shop::part("command", &proxy.through(&url), &[]).await;
+    shop.url = url;
+    let email = "patient@example.org";
+    register(&shop, email).await;
+    let (.., mut shown) = session(&shop, email).await;
+    let pool = shop.pool().await;
+    let refresh = async |token: &str| {
+        post(&shop, "/v1/sessions/refresh", None, json!({ "refresh_token": token })).await
+    };
+    let lost = until("the commit of a refresh is cut off", async || {
+        proxy.cut_next(Cut::AfterTheEffect, "COMMIT");
+        let answer = refresh(&shown).await;
+        if answer.status == 200 {
+            // Another's commit was.
+            answer.body["refresh_token"].as_str().unwrap().clone_into(&mut shown);
+        }
+        (answer.status != 200).then_some(answer)
+    })
+    .await;
+    assert_eq!((lost.status, lost.problem()), (504, "outcome-unknown"), "{}", lost.text);
+    assert_ne!(lost.header("retry-after"), "");
+    let later = async |seconds: i32| {
+        let later = "UPDATE accounts.refresh_tokens SET used_at = used_at - make_interval(secs => $1)";
+        sqlx::query(later).bind(f64::from(seconds)).execute(&pool).await.unwrap();
+    };
+    later(45).await;
+    let again = refresh(&shown).await;
+    assert_eq!(again.status, 200, "{}", again.text);
+    // Not for ever: somebody else may have it by then.
+    later(16).await;
+    assert_eq!(refresh(&shown).await.status, 401);
+    assert_eq!(refresh(again.body["refresh_token"].as_str().unwrap()).await.status, 401);
 }
 
 #[tokio::test]

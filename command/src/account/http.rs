@@ -559,13 +559,14 @@ struct Refresh {
 }
 
 /// Takes a refresh token and gives the next, with a new access token. A token that is used twice ends its session,
-/// unless the second use comes within 10 seconds and nobody has used its successor: then its answer may have been lost.
+/// unless the second use comes within 60 seconds and nobody has used its successor: then its answer may have been lost.
 #[utoipa::path(
     post, path = "/v1/sessions/refresh", tag = "sessions", request_body = Refresh,
     responses(
         (status = 200, body = Tokens), (status = 400, body = Problem), (status = 401, body = Problem),
         (status = 413, body = Problem), (status = 415, body = Problem), (status = 422, body = Problem),
         (status = 429, body = Problem), (status = 503, body = Problem),
+        (status = 504, body = Problem, description = "outcome-unknown"),
     )
 )]
 async fn refresh(
@@ -593,6 +594,11 @@ async fn refresh(
             Err(refused())
         }
         Refreshed::Refused => Err(refused()),
+        Refreshed::Unknown(error) => {
+            tracing::warn!(%error, "whether a session was refreshed is not known");
+            let detail = "whether the session was refreshed is not known: show the same refresh token again within a minute";
+            Err(Problem::new(&problem::OUTCOME_UNKNOWN, detail).with_retry_after(1))
+        }
     }
 }
 

@@ -12,8 +12,11 @@ use zeroize::Zeroizing;
 /// The channel on which revocations are announced.
 pub use tidemark_events::log::revocations::CHANNEL;
 
-/// A refresh token that was used may be shown once more for so long, in case its answer was lost on the way.
-const GRACE: Duration = Duration::from_secs(10);
+/// A refresh token that was used may be shown once more for so long, in case its answer was lost on the way. As long as
+/// the shop takes to be back after everything was killed (45 s), and some more: a client whose refresh was done and not
+/// answered would else be taken for a thief. A thief within it is found all the same: each repetition voids the successor
+/// before, and whoever goes on with a void one ends the session.
+const GRACE: Duration = Duration::from_secs(60);
 
 /// Bytes of a refresh token.
 const TOKEN_LEN: usize = 32;
@@ -87,6 +90,8 @@ pub enum Refreshed {
     },
     /// It is none, has expired, or its session has ended.
     Refused,
+    /// The commit was not answered: the token may have been used. It can be shown again.
+    Unknown(sqlx::Error),
 }
 
 /// The secrets of accounts. Cheap to clone.
@@ -295,8 +300,10 @@ impl Store {
         let successor: Option<Vec<u8>> = row.try_get(3)?;
         if used && !in_grace {
             end(&mut transaction, &[session_id], self.lifetimes.access).await?;
-            transaction.commit().await?;
-            return Ok(Refreshed::Reused { session_id, account_id });
+            return Ok(match transaction.commit().await {
+                Ok(()) => Refreshed::Reused { session_id, account_id },
+                Err(error) => Refreshed::Unknown(error),
+            });
         }
         if expired {
             return Ok(Refreshed::Refused);
@@ -322,8 +329,10 @@ impl Store {
         .bind(self.lifetimes.refresh.as_secs_f64())
         .execute(&mut *transaction)
         .await?;
-        transaction.commit().await?;
-        Ok(Refreshed::Next { session_id, account_id, role, token })
+        Ok(match transaction.commit().await {
+            Ok(()) => Refreshed::Next { session_id, account_id, role, token },
+            Err(error) => Refreshed::Unknown(error),
+        })
     }
 
     /// Ends a session of an account; its access tokens are refused from now on.
