@@ -103,11 +103,23 @@ impl Parameters {
 
     /// Where the page begins: the sort key of the last item before it.
     pub(crate) fn cursor<K: DeserializeOwned>(&self) -> Result<Option<K>, Problem> {
+        self.cursor_that(|_| true)
+    }
+
+    /// The same where not every key of the type is one of the query's.
+    pub(crate) fn cursor_that<K: DeserializeOwned>(
+        &self,
+        is_one: impl FnOnce(&K) -> bool,
+    ) -> Result<Option<K>, Problem> {
         let Some(text) = self.get("cursor") else { return Ok(None) };
         let refused = || Problem::new(&problem::INVALID_CURSOR, "not a cursor of this query");
         let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| refused())?;
         let cursor: Cursor<K> = serde_json::from_slice(&bytes).map_err(|_| refused())?;
-        if cursor.query == self.fingerprint() { Ok(Some(cursor.key)) } else { Err(refused()) }
+        if cursor.query == self.fingerprint() && is_one(&cursor.key) {
+            Ok(Some(cursor.key))
+        } else {
+            Err(refused())
+        }
     }
 
     /// The cursor behind an item with this sort key.

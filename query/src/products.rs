@@ -167,6 +167,20 @@ impl Sort {
 #[derive(Debug, Serialize, Deserialize)]
 struct SortKey(String, Uuid);
 
+impl SortKey {
+    /// Whether the server can read the value as what is sorted by. A client may have changed it, and a statement that
+    /// fails because of it must not look like views that are away.
+    fn is_of(&self, sort: Sort) -> bool {
+        let Self(value, _) = self;
+        match sort {
+            Sort::Name { .. } => !value.contains('\0'),
+            Sort::Price { .. } | Sort::Newest => value.parse::<i64>().is_ok(),
+            // What is too small becomes zero here, and an error there.
+            Sort::Relevance => value == "0" || value.parse().is_ok_and(f32::is_normal),
+        }
+    }
+}
+
 async fn page(state: &QueryState, query: &str) -> Result<Ready, Problem> {
     let parameters = Parameters::read(Some(query), PARAMETERS)?;
     let limit = parameters.limit()?;
@@ -174,9 +188,9 @@ async fn page(state: &QueryState, query: &str) -> Result<Ready, Problem> {
     let sort = Sort::read(&parameters, search.is_some())?;
     let min_price: Option<i64> = parameters.parse("min_price", "minor units")?;
     let max_price: Option<i64> = parameters.parse("max_price", "minor units")?;
-    let cursor: Option<SortKey> = parameters.cursor()?;
     // Before the tables are chosen: when readers are led to others, what was read of these is not kept.
     let (read_at, needed) = (Instant::now(), state.0.cache.needed_of_views(&[View::Products, View::Stock]));
+    let cursor = parameters.cursor_that(|key: &SortKey| key.is_of(sort))?;
     let sql = statement(
         state.tables(&[View::Products, View::Stock])?,
         &parameters,
@@ -341,6 +355,35 @@ mod tests {
         }
         for condition in ["department || '' = $3", "price_amount + 0 >= $4", "price_amount + 0 <= $5"] {
             assert!(searching.contains(condition), "{searching}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_taken_only_if_the_server_can_read_it() {
+        let (price, newest) = (Sort::Price { descending: true }, Sort::Newest);
+        let name = Sort::Name { descending: false };
+        for (sort, value, is_taken) in [
+            (price, "1999", true),
+            (price, "-1", true),
+            (newest, "9223372036854775807", true),
+            (newest, "9223372036854775808", false),
+            (price, "abc", false),
+            (price, "", false),
+            (price, " 1", false),
+            (price, "1e3", false),
+            (name, "", true),
+            (name, "Lamp, 'large'", true),
+            (name, "La\0mp", false),
+            (Sort::Relevance, "0.06079271", true),
+            (Sort::Relevance, "1e-20", true),
+            (Sort::Relevance, "0", true),
+            (Sort::Relevance, "1e999", false),
+            (Sort::Relevance, "1e-60", false),
+            (Sort::Relevance, "NaN", false),
+            (Sort::Relevance, "-inf", false),
+            (Sort::Relevance, "abc", false),
+        ] {
+            assert_eq!(SortKey(value.to_owned(), Uuid::nil()).is_of(sort), is_taken, "{sort:?} {value:?}");
         }
     }
 

@@ -1,15 +1,15 @@
 //! Where the views are read: on replicas that are near enough, else on the primary.
 //!
 //! A replica lags. How far is measured by the positions in the write-ahead log, and one that is too far behind, or
-//! does not answer, is left alone. That alone promises nothing to a single read; so every read says which number of
-//! the stream of changes ([`tidemark_views::feed`]) it must see at least, and one that was answered by a replica which
-//! had not come so far is asked again on the primary.
+//! does not answer, is left alone; a statement that would fail anywhere says nothing of the server. That alone promises
+//! nothing to a single read; so every read says which number of the stream of changes ([`tidemark_views::feed`]) it must
+//! see at least, and one that was answered by a replica which had not come so far is asked again on the primary.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
-use sqlx::{AssertSqlSafe, PgPool, Row};
+use sqlx::{AssertSqlSafe, Connection, PgPool, Row};
 use tidemark_http::problem::Problem;
 use tidemark_views::body::number_of;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +21,7 @@ use crate::unavailable;
 /// How often replicas are compared with the primary.
 const COMPARE_EVERY: Duration = Duration::from_millis(200);
 
-/// How long the comparison may take.
+/// How long a question of the comparison may take.
 const COMPARE_WITHIN: Duration = Duration::from_secs(1);
 
 /// A server of the views.
@@ -31,6 +31,8 @@ struct Server {
     /// Reached through a pooler in transaction mode: nothing outlives a transaction there, not even a statement's
     /// parsing, so each read is a transaction of its own with its settings.
     begin: Option<String>,
+    /// After this, longer than it lets any statement run, a server is gone without a word.
+    answers_within: Duration,
     name: String,
     reads: Figures,
 }
@@ -95,6 +97,7 @@ impl Server {
         ];
         let reads = |outcome: &'static str| metrics::counter!("tidemark_view_reads_total", "server" => name.clone(), "outcome" => outcome);
         let reads = Figures { answered: reads("answered"), behind: reads("behind"), failed: reads("failed") };
+        let answers_within = config.statement_within + Duration::from_secs(1);
         let pool = PgPoolOptions::new()
             .max_connections(config.connections)
             .acquire_timeout(config.statement_within)
@@ -103,14 +106,14 @@ impl Server {
             let begin =
                 format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {limit}; SET LOCAL jit = off");
             let pool = pool.connect_lazy_with(options.clone().statement_cache_capacity(0));
-            return Self { pool, begin: Some(begin), name, reads };
+            return Self { pool, begin: Some(begin), answers_within, name, reads };
         }
         let options = options
             .clone()
             .application_name("tidemark query")
             .options(settings)
             .options([("statement_timeout", limit.to_string())]);
-        Self { pool: pool.connect_lazy_with(options), begin: None, name, reads }
+        Self { pool: pool.connect_lazy_with(options), begin: None, answers_within, name, reads }
     }
 
     async fn rows(
@@ -120,25 +123,35 @@ impl Server {
         arguments: PgArguments,
     ) -> Result<Vec<PgRow>, sqlx::Error> {
         let query = sqlx::query_with(AssertSqlSafe(sql), arguments);
-        let rows = match &self.begin {
-            None => query.persistent(planned == Planned::Once).fetch_all(&self.pool).await,
-            Some(begin) => {
-                let mut transaction = self.pool.begin_with(AssertSqlSafe(begin.as_str())).await?;
+        let rows = async {
+            let mut connection = self.pool.acquire().await?;
+            let answer = async {
+                let Some(begin) = &self.begin else {
+                    return query.persistent(planned == Planned::Once).fetch_all(&mut *connection).await;
+                };
+                let mut transaction = connection.begin_with(AssertSqlSafe(begin.as_str())).await?;
                 let rows = query.persistent(false).fetch_all(&mut *transaction).await?;
                 transaction.commit().await?;
                 Ok(rows)
-            }
+            };
+            let answered = tokio::time::timeout(self.answers_within, answer).await;
+            answered.unwrap_or_else(|_elapsed| {
+                connection.close_on_drop();
+                Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))
+            })
         };
-        if rows.is_err() {
-            self.reads.failed.increment(1);
-        }
-        rows
+        rows.await.inspect_err(|_| self.reads.failed.increment(1))
     }
 
-    /// A position in the write-ahead log, in bytes; simple queries go through every pooler.
-    async fn wal_position(&self, of: &'static str) -> Result<i64, sqlx::Error> {
-        let asked = async { sqlx::raw_sql(of).fetch_one(&self.pool).await?.try_get(0) };
-        tokio::time::timeout(COMPARE_WITHIN, asked).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+    /// One number; simple queries go through every pooler.
+    async fn number(&self, sql: &'static str) -> Result<i64, sqlx::Error> {
+        let mut connection = self.pool.acquire().await?;
+        let asked = async { sqlx::raw_sql(sql).fetch_one(&mut *connection).await?.try_get(0) };
+        let answered = tokio::time::timeout(COMPARE_WITHIN, asked).await;
+        answered.unwrap_or_else(|_elapsed| {
+            connection.close_on_drop();
+            Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))
+        })
     }
 }
 
@@ -164,7 +177,7 @@ impl Reads {
     /// The rows of a statement whose rows all have the column `number`, seen at `needed` or later.
     ///
     /// # Errors
-    /// 503 when no server can answer, or the views were thrown back.
+    /// 503 when no server can answer, the statement fails by itself, or the views were thrown back.
     pub(crate) async fn rows(
         &self,
         standing: &Standing,
@@ -176,7 +189,10 @@ impl Reads {
         // Without the feed it is not known how far a replica must be.
         if standing.is_fresh()
             && let Some(replica) = self.near(needed)
-            && let Some(found) = replica.rows(needed, sql, planned, arguments.clone()).await
+            && let Some(found) = replica
+                .rows(needed, sql, planned, arguments.clone())
+                .await
+                .map_err(|error| unavailable(&error))?
         {
             return Ok(found);
         }
@@ -188,11 +204,13 @@ impl Reads {
                 self.primary.reads.answered.increment(1);
                 return Ok((number, rows));
             }
+            Err(error) if fails_anywhere(&error) => return Err(unavailable(&error)),
             Err(error) => error,
         };
         // While the primary is away nothing changes; a replica that has all that is known says all there is to say.
         for replica in &self.replicas {
-            if let Some(found) = replica.rows(needed, sql, planned, arguments.clone()).await {
+            let found = replica.rows(needed, sql, planned, arguments.clone()).await;
+            if let Some(found) = found.map_err(|error| unavailable(&error))? {
                 return Ok(found);
             }
         }
@@ -217,9 +235,9 @@ impl Reads {
         const PRIMARY: &str = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint";
         const REPLICA: &str = "SELECT pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::bigint";
         while !self.replicas.is_empty() && !stop.is_cancelled() {
-            let primary = self.primary.wal_position(PRIMARY).await;
+            let primary = self.primary.number(PRIMARY).await;
             for replica in &self.replicas {
-                let lag = match (&primary, replica.server.wal_position(REPLICA).await) {
+                let lag = match (&primary, replica.server.number(REPLICA).await) {
                     (Ok(primary), Ok(position)) => Some((primary - position).max(0)),
                     // Nothing to compare with: it is as near as it was.
                     (Err(_), Ok(_)) => continue,
@@ -248,14 +266,17 @@ impl Reads {
 }
 
 impl Replica {
-    /// `None` when it fails or has not come so far.
+    /// `None` when it does not answer or has not come so far.
+    ///
+    /// # Errors
+    /// The statement fails by itself.
     async fn rows(
         &self,
         needed: i64,
         sql: &str,
         planned: Planned,
         arguments: PgArguments,
-    ) -> Option<(i64, Vec<PgRow>)> {
+    ) -> Result<Option<(i64, Vec<PgRow>)>, sqlx::Error> {
         let found = self.server.rows(sql, planned, arguments).await;
         let found = found.and_then(|rows| Ok((number_of(&rows)?, rows)));
         match found {
@@ -263,22 +284,22 @@ impl Replica {
                 self.number.fetch_max(number, Ordering::AcqRel);
                 if number >= needed {
                     self.server.reads.answered.increment(1);
-                    return Some((number, rows));
+                    return Ok(Some((number, rows)));
                 }
                 self.server.reads.behind.increment(1);
-                None
+                Ok(None)
             }
+            Err(error) if fails_anywhere(&error) => Err(error),
             Err(error) => {
                 self.leave(&error);
-                None
+                Ok(None)
             }
         }
     }
 
     /// Takes down whether it is near, and its newest number.
     async fn look(&self, is_near: bool) {
-        let number = sqlx::raw_sql("SELECT number FROM views.head").fetch_one(&self.server.pool).await;
-        match number.and_then(|row| row.try_get(0)) {
+        match self.server.number("SELECT number FROM views.head").await {
             // Not the greatest ever: after a fork numbers begin again.
             Ok(number) => self.number.store(number, Ordering::Release),
             Err(error) => return self.leave(&error),
@@ -295,6 +316,37 @@ impl Replica {
     fn leave(&self, error: &sqlx::Error) {
         if self.is_near.swap(false, Ordering::AcqRel) {
             tracing::warn!(%error, server = self.server.name, "a replica does not answer, reading elsewhere");
+        }
+    }
+}
+
+/// Whether another server would say the same of the statement. To ask there would only double its work, and to take the
+/// server out of service for it would let one request do so to all of them.
+fn fails_anywhere(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| is_of_the_statement(&code))
+}
+
+/// Codes that come from what was asked: values (22), bounds of the parser (54), the time it may take. Any other may be
+/// the server's own: it is away, in recovery, its replay cancelled the read, or it is behind and has not the tables yet.
+fn is_of_the_statement(code: &str) -> bool {
+    const OUT_OF_TIME: &str = "57014";
+    code == OUT_OF_TIME || code.starts_with("22") || code.starts_with("54")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_asked_is_blamed_on_the_statement() {
+        for own in ["22P02", "22003", "22021", "54000", "57014"] {
+            assert!(is_of_the_statement(own), "{own}");
+        }
+        // Connections, resources, a stop, files; a replica's replay, its being one, and its being behind.
+        let others = ["08006", "08P01", "28P01", "3D000", "53300", "57P01", "57P03", "58030", "XX001"];
+        let of_replicas = ["40001", "40P01", "25006", "42P01", "42703"];
+        for other in others.into_iter().chain(of_replicas) {
+            assert!(!is_of_the_statement(other), "{other}");
         }
     }
 }

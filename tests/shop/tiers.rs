@@ -356,6 +356,49 @@ async fn reads_on_a_replica_see_what_was_written_however_far_it_lags() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_statement_that_takes_too_long_is_not_asked_of_one_server_after_another() {
+    let parts = Parts::open().await;
+    let replica = Replica::of(&parts.postgres).await;
+    let at = replica.url(parts.views.rsplit('/').next().unwrap());
+    let query = parts.query(&[("TIDEMARK_REPLICA_URLS", &at)]).await;
+    let product = parts.command.product("S", 3).await;
+    let path = format!("/v1/products/{product}");
+    until("the replica is read from", async || {
+        query.get(&path, None, &[]).await;
+        (read_from(&query, "replica-1", "answered").await > 0.0).then_some(())
+    })
+    .await;
+    let failed = async |server: &'static str| read_from(&query, server, "failed").await;
+    let before = (failed("replica-1").await, failed("primary").await);
+    // The lock holds reads up on the replica, too.
+    let pool = parts.views().await;
+    let mut held = pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE views.products_1 IN ACCESS EXCLUSIVE MODE").execute(&mut *held).await.unwrap();
+    // What is not committed is sent with what is.
+    sqlx::query("SELECT pg_logical_emit_message(true, '', '')").execute(&pool).await.unwrap();
+    let there = PgPoolOptions::new().connect(&at).await.unwrap();
+    until("the replica has the lock", async || {
+        sqlx::query("SELECT FROM pg_locks WHERE relation = 'views.products_1'::regclass AND granted")
+            .fetch_optional(&there)
+            .await
+            .unwrap()
+    })
+    .await;
+    let answered = read_from(&query, "replica-1", "answered").await;
+    until("what is not locked is read there", async || {
+        let stock = query.get(&format!("{path}/stock"), Some(&query.staff), &[]).await;
+        assert_eq!(stock.status, 200, "{}", stock.text);
+        (read_from(&query, "replica-1", "answered").await > answered).then_some(())
+    })
+    .await;
+    let answer = query.get("/v1/products?q=thing", None, &[]).await;
+    assert_eq!((answer.status, answer.problem()), (503, "unavailable"), "{}", answer.text);
+    held.rollback().await.unwrap();
+    assert_eq!((failed("replica-1").await, failed("primary").await), (before.0 + 1.0, before.1));
+    assert_eq!(query.get(&path, None, &[]).await.body["available"], 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_the_primary_of_the_views_is_away_a_replica_answers() {
     let (logs, parts_log) = {
         let server = Postgres::start().await;

@@ -2,6 +2,8 @@
 
 use std::io::Read;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::json;
 use sqlx::PgPool;
 
@@ -38,6 +40,7 @@ async fn products_are_found_filtered_sorted_and_paged() {
     assert_eq!(names("q=ice+vanilla").await, ["B"], "all words must occur");
     assert_eq!(names("q=nothing").await, [""; 0]);
     assert_eq!(names("q=%27%29%3B--").await, [""; 0]);
+    assert_eq!(names(&format!("q={}", "a".repeat(3_000))).await, [""; 0], "longer than words can be");
     assert_eq!(names("department=HOME&max_price=200").await, ["C"]);
     assert_eq!(names("min_price=300&sort=price").await, ["A", "B", "D"]);
     assert_eq!(names("sort=newest&limit=2").await, ["D", "C"]);
@@ -75,6 +78,44 @@ async fn products_are_found_filtered_sorted_and_paged() {
     let page =
         shop.get("/v1/products?q=ice", None, &[("Tidemark-After", gone.header("tidemark-position"))]).await;
     assert_eq!(page.body["items"], json!([]));
+}
+
+#[tokio::test]
+async fn a_cursor_that_its_client_has_changed_is_refused_and_no_fault_of_the_service() {
+    let shop = Shop::open().await;
+    for sku in ["A", "B"] {
+        shop.product(sku, 0).await;
+    }
+    shop.caught_up().await;
+    for (query, wrong) in [
+        ("sort=price", &["abc", "", "1.5", "9223372036854775808"][..]),
+        ("sort=-price", &["abc", "\0"]),
+        ("sort=newest", &["abc", "-9223372036854775809"]),
+        ("sort=name", &["\0"]),
+        ("sort=-name", &["Thing\0"]),
+        ("q=thing", &["abc", "1e999", "1e-60", "NaN", "-Infinity"]),
+    ] {
+        let path = format!("/v1/products?{query}&limit=1");
+        let first = shop.get(&path, None, &[]).await;
+        let cursor = first.body["next_cursor"].as_str().unwrap();
+        let second = shop.get(&format!("{path}&cursor={cursor}"), None, &[]).await;
+        assert_eq!(second.body["items"].as_array().map(Vec::len), Some(1), "{query}: {}", second.text);
+        assert_ne!(second.body["items"], first.body["items"], "{query}");
+        let key: serde_json::Value =
+            serde_json::from_slice(&URL_SAFE_NO_PAD.decode(cursor).unwrap()).unwrap();
+        for value in wrong {
+            let mut changed = key.clone();
+            changed["k"][0] = json!(value);
+            let changed = URL_SAFE_NO_PAD.encode(changed.to_string());
+            let refused = shop.get(&format!("{path}&cursor={changed}"), None, &[]).await;
+            assert_eq!(
+                (refused.status, refused.problem()),
+                (400, "invalid-cursor"),
+                "{query} {value:?}: {}",
+                refused.text
+            );
+        }
+    }
 }
 
 /// A plan may be kept for as long as a connection lives: one that reads a small table whole would do so when it has
