@@ -1,6 +1,9 @@
-//! Accounts, read from the log itself: they are private, their streams are short, and so nothing personal rests
+//! Accounts, read from the log itself: they are private, their streams are short as a rule, and so nothing personal rests
 //! anywhere in clear text, not in a view, not in a cache, not in Redis. Erasing one empties nothing, and what was
 //! written is read at once. Only which accounts there are is a view, and there is nothing personal in it.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, VecDeque};
 
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, HeaderValue, header};
@@ -10,7 +13,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
-use tidemark_events::account::AccountRole;
+use tidemark_events::account::{AccountRegistered, AccountRole};
 use tidemark_events::fact::{AccountEvent, EmailEvent, SessionEvent};
 use tidemark_events::{Fact, Personal, RecordedEvent};
 use tidemark_http::{Access, Actor, Email, PathId, Problem, Role, problem};
@@ -27,14 +30,15 @@ use crate::position::After;
 use crate::reads::Planned;
 use crate::{QueryState, arguments, log_away, unavailable};
 
-/// Events of an account that are read at once; it has far fewer.
-const STREAM_PAGE: i64 = 5_000;
-
 /// How accounts stand, as they are listed by it.
 pub const STATUSES: &[&str] = &["pending", "active", "deactivated", "erased"];
 
 /// The most orders of an export; the rest is in the list of orders.
 const EXPORTED_ORDERS: i64 = 10_000;
+
+/// The most events of a type in an export. Of each type, so that log-ins that fail, which anybody can cause, take no
+/// other's place.
+const EXPORTED_EVENTS: usize = 10_000;
 
 pub(crate) fn routes() -> OpenApiRouter<QueryState> {
     OpenApiRouter::new()
@@ -55,7 +59,7 @@ struct AddressResource {
 }
 
 /// An account.
-#[derive(Debug, Clone, Default, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 struct AccountResource {
     id: Uuid,
     /// `pending`, `active` or `deactivated`.
@@ -71,9 +75,6 @@ struct AccountResource {
     registered_at: Option<DateTime<Utc>>,
     /// The version of its stream.
     version: i64,
-    /// Whether the e-mail address was ever verified.
-    #[serde(skip)]
-    verified: bool,
 }
 
 /// A session of an account.
@@ -95,7 +96,7 @@ struct SessionResource {
 struct Export {
     account: AccountResource,
     sessions: Vec<SessionResource>,
-    /// What happened to the account, in order.
+    /// What happened to the account, in order: of each type at most the newest 10,000.
     history: Vec<HistoryEntry>,
     /// At most 10,000, the newest first.
     #[schema(value_type = Vec<Object>)]
@@ -105,7 +106,7 @@ struct Export {
 /// Something that happened to an account.
 #[derive(Debug, Serialize, ToSchema)]
 struct HistoryEntry {
-    event_type: String,
+    event_type: Cow<'static, str>,
     recorded_at: DateTime<Utc>,
     /// Who did it.
     actor: String,
@@ -216,8 +217,7 @@ async fn list(
 )]
 async fn one(State(state): State<QueryState>, actor: Actor, PathId(id): PathId) -> Result<Response, Problem> {
     actor.require_account(id, &[Role::Staff])?;
-    let (account, _) = state.account(id).await?;
-    Ok(private(&account))
+    Ok(private(&state.account(id, |_| ()).await?))
 }
 
 /// The sessions of an account, the newest first, as long as their tokens could be used.
@@ -234,7 +234,7 @@ async fn sessions(
     PathId(id): PathId,
 ) -> Result<Response, Problem> {
     actor.require_account(id, &[Role::Staff])?;
-    state.account(id).await?;
+    state.account(id, |_| ()).await?;
     Ok(private(&state.sessions(id).await?))
 }
 
@@ -255,15 +255,9 @@ async fn export(
     PathId(id): PathId,
 ) -> Result<Response, Problem> {
     actor.require_account(id, &[])?;
-    let (account, events) = state.account(id).await?;
-    let history = events
-        .iter()
-        .map(|event| HistoryEntry {
-            event_type: event.event_type.to_string(),
-            recorded_at: event.recorded_at,
-            actor: event.metadata.actor.clone(),
-        })
-        .collect();
+    let mut history = History::default();
+    let account = state.account(id, |event| history.take(event)).await?;
+    let history = history.in_order();
     state.wait(after, &[View::Orders]).await?;
     let orders = state.orders_of(id).await?;
     Ok(private(&Export { account, sessions: state.sessions(id).await?, history, orders }))
@@ -288,30 +282,31 @@ pub(crate) fn private(body: &impl Serialize) -> Response {
 }
 
 impl QueryState {
-    /// An account that is not erased, and what happened to it.
-    async fn account(&self, id: Uuid) -> Result<(AccountResource, Vec<RecordedEvent>), Problem> {
-        let events = self.0.log.read_stream(id, 0, STREAM_PAGE).await.map_err(|error| log_away(&error))?;
-        let mut facts = decoded(&events)?;
-        let is_account = matches!(facts.first(), Some(Fact::Account(AccountEvent::AccountRegistered(_))));
-        let is_erased =
-            facts.iter().any(|fact| matches!(fact, Fact::Account(AccountEvent::AccountErased(_))));
-        if !is_account || is_erased {
-            return Err(problem::no_account(id));
-        }
-        self.unseal(id, &mut facts).await?;
-        let mut account = AccountResource {
-            id,
-            status: "pending",
-            role: AccountRole::default().as_str(),
-            ..Default::default()
-        };
-        for (event, fact) in events.iter().zip(&facts) {
-            account.version = event.version;
-            if let Fact::Account(fact) = fact {
-                account.take(event, fact)?;
+    /// An account that is not erased; `told` of each of its events.
+    async fn account(
+        &self,
+        id: Uuid,
+        mut told: impl FnMut(&RecordedEvent),
+    ) -> Result<AccountResource, Problem> {
+        let mut account: Option<Account> = None;
+        let mut pages = self.0.log.stream_pages(id);
+        while let Some(events) = pages.next().await.map_err(|error| log_away(&error))? {
+            for (event, fact) in events.iter().zip(decoded(&events)?) {
+                let Fact::Account(fact) = fact else { return Err(problem::no_account(id)) };
+                match (&mut account, fact) {
+                    (_, AccountEvent::AccountErased(_)) => return Err(problem::no_account(id)),
+                    (None, AccountEvent::AccountRegistered(fact)) => {
+                        account = Some(Account::registered(event, fact));
+                    }
+                    (None, _) => return Err(problem::no_account(id)),
+                    (Some(account), fact) => account.take(event, fact),
+                }
+                told(event);
             }
         }
-        Ok((account, events))
+        let mut account = account.ok_or_else(|| problem::no_account(id))?;
+        self.unseal(id, account.personal()).await?;
+        account.opened(id)
     }
 
     /// The account that an e-mail address belongs to. What is no address belongs to nobody.
@@ -380,8 +375,12 @@ impl QueryState {
         Ok(())
     }
 
-    async fn unseal(&self, subject: Uuid, facts: &mut [Fact]) -> Result<(), Problem> {
-        let texts = facts.iter_mut().flat_map(Fact::personal).map(|(field, text)| (subject, field, text));
+    async fn unseal(
+        &self,
+        subject: Uuid,
+        texts: impl Iterator<Item = (&'static str, &mut Personal)>,
+    ) -> Result<(), Problem> {
+        let texts = texts.map(|(field, text)| (subject, field, text));
         self.0.vault.unseal_all(texts).await.map_err(|error| match error {
             VaultError::Database(_) | VaultError::Schema(_) => keys_away(&error),
             _ => {
@@ -415,7 +414,7 @@ impl QueryState {
         let ids: Vec<Uuid> = sessions.iter().map(|session| session.id).collect();
         let events = self.0.log.read_firsts(&ids).await.map_err(|error| log_away(&error))?;
         let mut facts = decoded(&events)?;
-        self.unseal(id, &mut facts).await?;
+        self.unseal(id, facts.iter_mut().flat_map(Fact::personal)).await?;
         for (event, fact) in events.iter().zip(&facts) {
             let session = sessions.iter_mut().find(|session| session.id == event.stream_id);
             if let (Some(session), Fact::Session(SessionEvent::SessionStarted(started))) = (session, fact) {
@@ -449,14 +448,40 @@ impl QueryState {
     }
 }
 
-impl AccountResource {
-    fn take(&mut self, recorded: &RecordedEvent, event: &AccountEvent) -> Result<(), Problem> {
+/// An account as its events add up to it, whatever is personal in it sealed: only what it comes to is opened.
+struct Account {
+    status: &'static str,
+    /// Whether the e-mail address was ever verified.
+    verified: bool,
+    role: AccountRole,
+    email: Personal,
+    name: Option<Personal>,
+    phone: Option<Personal>,
+    addresses: Vec<(Uuid, Personal)>,
+    second_factor: bool,
+    registered_at: DateTime<Utc>,
+    version: i64,
+}
+
+impl Account {
+    fn registered(recorded: &RecordedEvent, event: AccountRegistered) -> Self {
+        Self {
+            status: "pending",
+            verified: false,
+            role: AccountRole::default(),
+            email: event.email,
+            name: event.name,
+            phone: None,
+            addresses: Vec::new(),
+            second_factor: false,
+            registered_at: recorded.recorded_at,
+            version: recorded.version,
+        }
+    }
+
+    fn take(&mut self, recorded: &RecordedEvent, event: AccountEvent) {
+        self.version = recorded.version;
         match event {
-            AccountEvent::AccountRegistered(event) => {
-                self.email = text_of(Some(&event.email));
-                self.name = text_of(event.name.as_ref());
-                self.registered_at = Some(recorded.recorded_at);
-            }
             AccountEvent::EmailVerified(_) => {
                 self.status = "active";
                 self.verified = true;
@@ -465,34 +490,76 @@ impl AccountResource {
                 self.status = if self.verified { "active" } else { "pending" };
             }
             AccountEvent::AccountDeactivated(_) => self.status = "deactivated",
-            AccountEvent::ProfileUpdated(event) => {
-                self.name = text_of(event.name.as_ref());
-                self.phone = text_of(event.phone.as_ref());
-            }
-            AccountEvent::AddressAdded(event) => {
-                let address = address_of(&event.address)?;
-                self.addresses.push(AddressResource { id: event.address_id, address });
-            }
+            AccountEvent::ProfileUpdated(event) => (self.name, self.phone) = (event.name, event.phone),
+            AccountEvent::AddressAdded(event) => self.addresses.push((event.address_id, event.address)),
             AccountEvent::AddressRevised(event) => {
-                let address = address_of(&event.address)?;
-                for known in self.addresses.iter_mut().filter(|known| known.id == event.address_id) {
-                    known.address.clone_from(&address);
+                if let Some((_, known)) = self.addresses.iter_mut().find(|(id, _)| *id == event.address_id) {
+                    *known = event.address;
                 }
             }
-            AccountEvent::AddressRemoved(event) => {
-                self.addresses.retain(|known| known.id != event.address_id)
-            }
-            AccountEvent::RoleGranted(event) => self.role = event.role.as_str(),
+            AccountEvent::AddressRemoved(event) => self.addresses.retain(|(id, _)| *id != event.address_id),
+            AccountEvent::RoleGranted(event) => self.role = event.role,
             AccountEvent::SecondFactorEnabled(_) => self.second_factor = true,
             AccountEvent::SecondFactorDisabled(_) => self.second_factor = false,
-            AccountEvent::VerificationRequested(_)
+            AccountEvent::AccountRegistered(_)
+            | AccountEvent::VerificationRequested(_)
             | AccountEvent::RegistrationRepeated(_)
             | AccountEvent::PasswordResetRequested(_)
             | AccountEvent::PasswordChanged(_)
             | AccountEvent::LoginFailed(_)
             | AccountEvent::AccountErased(_) => {}
         }
-        Ok(())
+    }
+
+    /// What is sealed, each with the field that it was sealed as.
+    fn personal(&mut self) -> impl Iterator<Item = (&'static str, &mut Personal)> {
+        std::iter::once(("email", &mut self.email))
+            .chain(self.name.as_mut().map(|name| ("name", name)))
+            .chain(self.phone.as_mut().map(|phone| ("phone", phone)))
+            .chain(self.addresses.iter_mut().map(|(_, address)| ("address", address)))
+    }
+
+    /// As it is shown, once what is personal has been opened.
+    fn opened(self, id: Uuid) -> Result<AccountResource, Problem> {
+        let address =
+            |(id, address): &(Uuid, Personal)| Ok(AddressResource { id: *id, address: address_of(address)? });
+        Ok(AccountResource {
+            id,
+            status: self.status,
+            role: self.role.as_str(),
+            email: text_of(Some(&self.email)),
+            name: text_of(self.name.as_ref()),
+            phone: text_of(self.phone.as_ref()),
+            addresses: self.addresses.iter().map(address).collect::<Result<_, Problem>>()?,
+            second_factor: self.second_factor,
+            registered_at: Some(self.registered_at),
+            version: self.version,
+        })
+    }
+}
+
+/// What happened to an account, by type, each with its version.
+#[derive(Default)]
+struct History(HashMap<Cow<'static, str>, VecDeque<(i64, HistoryEntry)>>);
+
+impl History {
+    fn take(&mut self, event: &RecordedEvent) {
+        let of_its_type = self.0.entry(event.event_type.clone()).or_default();
+        if of_its_type.len() == EXPORTED_EVENTS {
+            of_its_type.pop_front();
+        }
+        let entry = HistoryEntry {
+            event_type: event.event_type.clone(),
+            recorded_at: event.recorded_at,
+            actor: event.metadata.actor.clone(),
+        };
+        of_its_type.push_back((event.version, entry));
+    }
+
+    fn in_order(self) -> Vec<HistoryEntry> {
+        let mut entries: Vec<_> = self.0.into_values().flatten().collect();
+        entries.sort_unstable_by_key(|(version, _)| *version);
+        entries.into_iter().map(|(_, entry)| entry).collect()
     }
 }
 

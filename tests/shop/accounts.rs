@@ -10,7 +10,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::{Answer, Postgres, Shop, token, until};
+use crate::harness::{Answer, Postgres, Shop, audit, token, until};
 use crate::proxy::{Cut, Proxy};
 
 pub(crate) const PASSWORD: &str = "correct horse battery staple";
@@ -278,6 +278,49 @@ async fn a_wrong_password_and_an_unknown_address_have_one_answer() {
         (failed == 1).then_some(())
     })
     .await;
+}
+
+/// Anybody who knows an address can make its stream long.
+#[tokio::test]
+async fn what_comes_behind_thousands_of_failed_log_ins_counts() {
+    const FAILED: i64 = 10_100;
+    const NEW: &str = "eleven borrowed lanterns";
+    let shop = Shop::open().await;
+    register(&shop, "long@example.org").await;
+    let (id, access, _) = session(&shop, "long@example.org").await;
+    let before = shop.get(&format!("/v1/accounts/{id}"), Some(&access), &[]).await.body["version"].as_i64();
+    sqlx::query(
+        "WITH head AS (UPDATE log.head SET position = position + $2 RETURNING position - $2 AS position) \
+         INSERT INTO log.events SELECT head.position + n, $1, 'account', $3 + n, gen_random_uuid(), 'LoginFailed', 1, \
+         json_build_object('reason', 'password', 'failed_at', now()), gen_random_uuid(), NULL, 'anonymous', NULL, \
+         clock_timestamp(), $1 FROM head, generate_series(1, $2) AS n",
+    )
+    .bind(id.parse::<Uuid>().unwrap())
+    .bind(FAILED)
+    .bind(before)
+    .execute(&shop.pool().await)
+    .await
+    .unwrap();
+    let path = format!("/v1/accounts/{id}");
+    let profile = put(&shop, &format!("{path}/profile"), &access, json!({ "name": "Ada King" })).await;
+    assert_eq!(profile.status, 204, "{}", profile.text);
+    let account = shop.get(&path, Some(&access), &[]).await;
+    assert_eq!(account.body["name"], "Ada King", "{}", account.text);
+    assert_eq!(account.body["version"].as_i64(), before.map(|before| before + FAILED + 1));
+    let export = shop.get(&format!("{path}/export"), Some(&access), &[]).await;
+    let history = export.body["history"].as_array().unwrap();
+    let types: Vec<&str> = history.iter().map(|entry| entry["event_type"].as_str().unwrap()).collect();
+    assert_eq!((types[0], types[types.len() - 1]), ("AccountRegistered", "ProfileUpdated"));
+    assert_eq!(types.iter().filter(|name| **name == "LoginFailed").count(), 10_000, "as many as it may hold");
+    // Whoever logs in is known as they are now, too.
+    let password = json!({ "current_password": PASSWORD, "password": NEW });
+    assert_eq!(put(&shop, &format!("{path}/password"), &access, password).await.status, 204);
+    assert_eq!(log_in(&shop, "long@example.org", NEW).await.status, 201);
+    let erased = post(&shop, &format!("{path}/erasure"), Some(&access), json!({ "password": NEW })).await;
+    assert_eq!(erased.status, 204, "{}", erased.text);
+    let admin = token("admin", ADMIN).await;
+    assert_eq!(shop.get(&path, Some(&admin), &[]).await.status, 404);
+    audit(&shop.pool().await).await;
 }
 
 /// How long log-ins of one kind took, in the middle of them all.

@@ -23,9 +23,6 @@ use super::store::{Lifetimes, Store};
 const VERIFY_WITHIN: TimeDelta = TimeDelta::hours(24);
 const RESET_WITHIN: TimeDelta = TimeDelta::hours(1);
 
-/// Events of an account that are read at once; it has far fewer.
-const STREAM_PAGE: i64 = 5_000;
-
 /// Bounds of accounts.
 #[derive(Debug, Clone, Default)]
 pub struct AccountsConfig {
@@ -148,11 +145,12 @@ impl Accounts {
     /// 503.
     pub async fn by_email(&self, email: &Email) -> Result<Option<Known>, Problem> {
         let mut claim = EmailClaim::default();
-        for fact in self.facts(self.claim_of(email)).await.map_err(|error| unread(&error))? {
+        let take = |fact| {
             if let Fact::Email(event) = fact {
                 claim.evolve(&event);
             }
-        }
+        };
+        self.fold(self.claim_of(email), take).await.map_err(|error| unread(&error))?;
         match claim.owner {
             Some(owner) => self.by_id(owner).await,
             None => Ok(None),
@@ -173,20 +171,28 @@ impl Accounts {
     /// [`ReadError`].
     pub async fn read(&self, id: Uuid) -> Result<Option<Known>, ReadError> {
         let mut known: Option<Known> = None;
-        for fact in self.facts(id).await? {
-            let Fact::Account(event) = fact else { continue };
+        let take = |fact| {
+            let Fact::Account(event) = fact else { return };
             let known = known.get_or_insert_with(|| Known { id, state: Account::default(), email: None });
             if let AccountEvent::AccountRegistered(registered) = &event {
                 known.email = Some(registered.email.clone());
             }
             known.state.evolve(&event);
-        }
+        };
+        self.fold(id, take).await?;
         Ok(known)
     }
 
-    async fn facts(&self, stream_id: Uuid) -> Result<Vec<Fact>, ReadError> {
-        let events = self.0.log.read_stream(stream_id, 0, STREAM_PAGE).await?;
-        Ok(events.iter().map(tidemark_events::RecordedEvent::decode).collect::<Result<_, _>>()?)
+    /// Every fact of a stream, to its end: who knows an address can make the stream long with log-ins that fail, and
+    /// what counts is behind them.
+    async fn fold(&self, stream_id: Uuid, mut take: impl FnMut(Fact)) -> Result<(), ReadError> {
+        let mut pages = self.0.log.stream_pages(stream_id);
+        while let Some(events) = pages.next().await? {
+            for event in &events {
+                take(event.decode()?);
+            }
+        }
+        Ok(())
     }
 }
 

@@ -17,6 +17,9 @@ const WINDOW: i64 = 200_000;
 /// The most payload bytes one page gathers before it ends early.
 const PAGE_BYTES: usize = 16 * 1024 * 1024;
 
+/// The events of a stream that are held at once when the whole of it is read.
+const STREAM_PAGE: i64 = 1_000;
+
 /// The columns of an event, in the order of [`event_from_row`].
 macro_rules! event_columns {
     () => {
@@ -191,7 +194,7 @@ impl Log {
     ) -> Result<Vec<RecordedEvent>, LogError> {
         let rows = sqlx::query(concat!(
             "SELECT e.* FROM ",
-            events_of_streams!("version > $2", "OFFSET 0"),
+            events_of_streams!("version > $2", "ORDER BY version LIMIT $3"),
             " WHERE s.stream_id = $1 ORDER BY e.version LIMIT $3"
         ))
         .bind(stream_id)
@@ -200,6 +203,12 @@ impl Log {
         .fetch_all(&self.pool)
         .await?;
         Ok(rows.iter().map(event_from_row).collect::<Result<_, _>>()?)
+    }
+
+    /// A whole stream, however long, a page at a time.
+    #[must_use]
+    pub fn stream_pages(&self, stream_id: Uuid) -> StreamPages<'_> {
+        StreamPages { log: self, stream_id, after: Some(0) }
     }
 
     /// One stream's events before a version, the newest first, at most `limit`.
@@ -260,6 +269,29 @@ impl Log {
         .fetch_all(&self.pool)
         .await?;
         Ok(rows.iter().map(event_from_row).collect::<Result<_, _>>()?)
+    }
+}
+
+/// The pages of one stream, in order.
+#[derive(Debug)]
+pub struct StreamPages<'a> {
+    log: &'a Log,
+    stream_id: Uuid,
+    /// The version that the next page begins behind; nothing behind the last.
+    after: Option<i64>,
+}
+
+impl StreamPages<'_> {
+    /// The next page; `None` behind the last.
+    ///
+    /// # Errors
+    /// [`LogError::Database`].
+    pub async fn next(&mut self) -> Result<Option<Vec<RecordedEvent>>, LogError> {
+        let Some(after) = self.after else { return Ok(None) };
+        let events = self.log.read_stream(self.stream_id, after, STREAM_PAGE).await?;
+        let is_full = i64::try_from(events.len()).is_ok_and(|count| count == STREAM_PAGE);
+        self.after = events.last().filter(|_| is_full).map(|event| event.version);
+        Ok(Some(events))
     }
 }
 
