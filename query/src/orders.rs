@@ -64,9 +64,7 @@ async fn one(
     if let Some(query) = query {
         let parameters = Parameters::read(Some(&query), &["fields"])?;
         if let Some(fields) = parameters.get("fields") {
-            let body = reply::only_fields(&ready.body, fields)?;
-            let etag = reply::etag_of(&body);
-            return Ok(reply::bytes(&has, body.into(), etag, Kept::Privately));
+            return reply::some_of(&has, &ready, fields, Kept::Privately, after);
         }
     }
     reply::ready(&has, &ready, Kept::Privately, after)

@@ -44,15 +44,42 @@ pub(crate) fn ready(
     kept: Kept,
     after: After,
 ) -> Result<Response, Problem> {
-    if ready.parked && after.0.is_some() {
-        let detail = "events of this are parked: the view does not hold all that was written";
-        return Err(Problem::new(&problem::VIEW_BEHIND, detail).with_retry_after(30));
-    }
-    let mut response = bytes(asked, ready.body.clone(), ready.etag.clone(), kept);
+    let mut response =
+        whole(ready.parked, after, || Ok(bytes(asked, ready.body.clone(), ready.etag.clone(), kept)))?;
     if let Some(link) = &ready.link {
         response.headers_mut().insert(header::LINK, link.clone());
     }
-    if ready.parked {
+    Ok(response)
+}
+
+/// The answer of only some fields of a ready body.
+pub(crate) fn some_of(
+    asked: &IfNoneMatch,
+    ready: &Ready,
+    fields: &str,
+    kept: Kept,
+    after: After,
+) -> Result<Response, Problem> {
+    whole(ready.parked, after, || {
+        let body = only_fields(&ready.body, fields)?;
+        let etag = etag_of(&body);
+        Ok(bytes(asked, body.into(), etag, kept))
+    })
+}
+
+/// An answer about a key of which events may be parked: who reads it is told so, and who insists on all that was
+/// written gets none.
+pub(crate) fn whole(
+    parked: bool,
+    after: After,
+    answer: impl FnOnce() -> Result<Response, Problem>,
+) -> Result<Response, Problem> {
+    if parked && after.0.is_some() {
+        let detail = "events of this are parked: the view does not hold all that was written";
+        return Err(Problem::new(&problem::VIEW_BEHIND, detail).with_retry_after(30));
+    }
+    let mut response = answer()?;
+    if parked {
         response.headers_mut().insert("tidemark-parked", HeaderValue::from_static("true"));
     }
     Ok(response)

@@ -4,6 +4,7 @@ use axum::extract::State;
 use axum::response::Response;
 use sqlx::Row;
 use tidemark_http::{Actor, PathId, Problem, Role, problem};
+use tidemark_views::body;
 use tidemark_views::resource::StockResource;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -42,29 +43,35 @@ async fn one(
     state.wait(after, &[View::Stock]).await?;
     let instance = state.tables(&[View::Stock])?.stock;
     let sql = format!(
-        "SELECT s.received, s.adjusted, s.reserved, s.shipped, s.available, s.version, h.number \
-         FROM views.head h LEFT JOIN views.stock_{instance} s ON s.product_id = $1"
+        "SELECT s.received, s.adjusted, s.reserved, s.shipped, s.available, s.version, {}, h.number \
+         FROM views.head h LEFT JOIN views.stock_{instance} s ON s.product_id = $1",
+        body::is_parked("$1", &[("stock", instance)])
     );
     let needed = state.0.cache.needed_of(id);
     let (_, rows) =
         state.0.reads.rows(&state.0.standing, needed, &sql, Planned::Once, arguments!(id)?).await?;
     let row = &rows[0];
-    if row.try_get::<Option<i64>, _>(5).map_err(|error| unavailable(&error))?.is_none() {
-        return Err(Problem::new(&problem::NOT_FOUND, format!("product {id} has no stock")));
-    }
     let read = || {
-        Ok(StockResource {
-            product_id: id,
-            received: row.try_get(0)?,
-            adjusted: row.try_get(1)?,
-            reserved: row.try_get(2)?,
-            shipped: row.try_get(3)?,
-            available: row.try_get(4)?,
-            version: row.try_get(5)?,
-        })
+        let version: Option<i64> = row.try_get(5)?;
+        let stock = version.map(|version| {
+            Ok::<_, sqlx::Error>(StockResource {
+                product_id: id,
+                received: row.try_get(0)?,
+                adjusted: row.try_get(1)?,
+                reserved: row.try_get(2)?,
+                shipped: row.try_get(3)?,
+                available: row.try_get(4)?,
+                version,
+            })
+        });
+        Ok((stock.transpose()?, row.try_get(6)?))
     };
-    let stock: StockResource = read().map_err(|error| unavailable(&error))?;
-    let etag = reply::etag_of_versions(format_args!("{}", stock.version));
-    let body = serde_json::to_vec(&stock).expect("numbers can be written as JSON");
-    Ok(reply::bytes(&has, body.into(), etag, Kept::Privately))
+    let (stock, parked) = read().map_err(|error| unavailable(&error))?;
+    reply::whole(parked, after, || {
+        let stock =
+            stock.ok_or_else(|| Problem::new(&problem::NOT_FOUND, format!("product {id} has no stock")))?;
+        let etag = reply::etag_of_versions(format_args!("{}", stock.version));
+        let json = serde_json::to_vec(&stock).expect("numbers can be written as JSON");
+        Ok(reply::bytes(&has, json.into(), etag, Kept::Privately))
+    })
 }

@@ -285,6 +285,22 @@ async fn an_event_that_no_code_understands_parks_its_key_and_nothing_else() {
     .await
     .unwrap();
     newer.commit().await.unwrap();
+    // And of the stock of another.
+    let lost = shop.product("LOST", 5).await;
+    shop.caught_up().await;
+    let mut newer = pool.begin().await.unwrap();
+    sqlx::query(
+        "WITH head AS (UPDATE log.head SET position = position + 1 RETURNING position) \
+         INSERT INTO log.events SELECT head.position, $1, 'stock', 2, $2, 'StockTeleported', 1, '{}', $2, NULL, 'x', \
+         NULL, clock_timestamp(), $3 FROM head",
+    )
+    .bind(tidemark_events::stream::stock_of(lost.parse().unwrap()))
+    .bind(Uuid::now_v7())
+    .bind(lost.parse::<Uuid>().unwrap())
+    .execute(&mut *newer)
+    .await
+    .unwrap();
+    newer.commit().await.unwrap();
     let path = format!("/v1/products/{odd}/price");
     let price = serde_json::json!({ "price": { "amount": 5, "currency": "EUR" } });
     let refused = shop.put(&path, Some(price.clone())).await;
@@ -298,9 +314,19 @@ async fn an_event_that_no_code_understands_parks_its_key_and_nothing_else() {
     let after = [("Tidemark-After", changed.header("tidemark-position"))];
     assert_eq!(shop.get(&format!("/v1/products/{other}"), None, &after).await.body["price"]["amount"], 5);
     // Who reads the key is told, and who insists on reading all of it is refused.
-    let seen = shop.get(&format!("/v1/products/{odd}"), None, &[]).await;
-    assert_eq!((seen.status, seen.header("tidemark-parked")), (200, "true"));
-    assert_eq!(shop.get(&format!("/v1/products/{odd}"), None, &after).await.status, 503);
+    for path in [
+        format!("/v1/products/{odd}"),
+        format!("/v1/products/{odd}?fields=price"),
+        format!("/v1/products/{lost}"),
+        format!("/v1/products/{lost}/stock"),
+    ] {
+        let seen = shop.get(&path, Some(&shop.staff), &[]).await;
+        assert_eq!((seen.status, seen.header("tidemark-parked")), (200, "true"), "{path}");
+        let refused = shop.get(&path, Some(&shop.staff), &after).await;
+        assert_eq!((refused.status, refused.problem()), (503, "view-behind"), "{path}");
+    }
+    let stock = shop.get(&format!("/v1/products/{other}/stock"), Some(&shop.staff), &after).await;
+    assert_eq!((stock.status, stock.header("tidemark-parked")), (200, ""), "others are whole");
     let parked: (String, String) =
         sqlx::query_as("SELECT event_type, error FROM views.parked WHERE partition_key = $1")
             .bind(id)

@@ -58,18 +58,28 @@ pub fn statement(kind: Kind, tables: Tables) -> String {
     match kind {
         Kind::Product => format!(
             "SELECT p.id, p.sku, p.name, p.description, p.department, p.price_amount, p.price_currency, \
-             COALESCE(s.available, 0), p.status, p.version, COALESCE(s.version, 0), \
-             EXISTS (SELECT 1 FROM views.parked k WHERE k.partition_key = p.id \
-               AND (k.name, k.instance) IN (('products', {products}), ('stock', {stock}))), h.number \
+             COALESCE(s.available, 0), p.status, p.version, COALESCE(s.version, 0), {}, h.number \
              FROM views.head h LEFT JOIN (views.products_{products} p \
-               LEFT JOIN views.stock_{stock} s ON s.product_id = p.id) ON p.id = ANY($1)"
+               LEFT JOIN views.stock_{stock} s ON s.product_id = p.id) ON p.id = ANY($1)",
+            is_parked("p.id", &[("products", products), ("stock", stock)])
         ),
         Kind::Order => format!(
-            "SELECT o.id, o.customer_id, o.version, o.body, EXISTS (SELECT 1 FROM views.parked k \
-               WHERE k.name = 'orders' AND k.instance = {orders} AND k.partition_key = o.id), h.number \
-             FROM views.head h LEFT JOIN views.orders_{orders} o ON o.id = ANY($1)"
+            "SELECT o.id, o.customer_id, o.version, o.body, {}, h.number \
+             FROM views.head h LEFT JOIN views.orders_{orders} o ON o.id = ANY($1)",
+            is_parked("o.id", &[("orders", orders)])
         ),
     }
+}
+
+/// The expression that says whether events of a key are parked in any of these instances of views.
+#[must_use]
+pub fn is_parked(key: &str, instances: &[(&str, i32)]) -> String {
+    let instances: Vec<String> =
+        instances.iter().map(|(name, instance)| format!("('{name}', {instance})")).collect();
+    format!(
+        "EXISTS (SELECT 1 FROM views.parked k WHERE k.partition_key = {key} AND (k.name, k.instance) IN ({}))",
+        instances.join(", ")
+    )
 }
 
 /// The bodies in the rows of [`statement`].
