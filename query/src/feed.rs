@@ -225,19 +225,22 @@ pub(crate) async fn follow(state: &QueryState, primary: PgConnectOptions, stop: 
     let options = primary
         .application_name("tidemark query feed")
         .options([("statement_timeout", state.0.config.statement_within.as_millis().to_string())]);
-    let mut follower = Follower { state, pool: PgPool::connect_lazy_with(options.clone()), known: None };
-    while !stop.is_cancelled() {
-        // Connections of their own each time: those before may be waiting for a server that will not say a word.
-        follower.pool = PgPoolOptions::new()
+    let connections = || {
+        PgPoolOptions::new()
             .max_connections(2)
             .acquire_timeout(ANSWERS_WITHIN)
-            .connect_lazy_with(options.clone());
+            .connect_lazy_with(options.clone())
+    };
+    let mut follower = Follower { state, pool: connections(), known: None };
+    while !stop.is_cancelled() {
         let ended = tokio::select! {
             () = stop.cancelled() => break,
             ended = follower.run() => ended,
         };
         if let Err(error) = ended {
             state.0.standing.lose();
+            // Those it had may be waiting for a server that will not say a word.
+            follower.pool = connections();
             tracing::warn!(%error, "cannot follow the views, trying again");
         }
         tokio::time::timeout(POLL, stop.cancelled()).await.ok();

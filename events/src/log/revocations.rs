@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::LogError;
+use super::wake::{ANSWERS_WITHIN, in_time};
 
 /// The channel on which they are announced.
 pub const CHANNEL: &str = "tidemark_revocations";
@@ -31,9 +32,9 @@ pub async fn follow(
     stop: CancellationToken,
     mut learn: impl FnMut(Vec<(Uuid, DateTime<Utc>)>) + Send,
 ) {
-    let pool = PgPoolOptions::new()
-        .max_connections(2)
-        .connect_lazy_with(direct.application_name("tidemark revocations"));
+    let direct = direct.application_name("tidemark revocations");
+    let connections = || PgPoolOptions::new().max_connections(2).connect_lazy_with(direct.clone());
+    let mut pool = connections();
     while !stop.is_cancelled() {
         let ended = tokio::select! {
             () = stop.cancelled() => break,
@@ -41,18 +42,20 @@ pub async fn follow(
         };
         if let Err(error) = ended {
             tracing::warn!(%error, "cannot follow ended sessions, trying again");
+            // Those it had may be waiting for a server that will not say a word.
+            pool = connections();
         }
         tokio::time::timeout(POLL, stop.cancelled()).await.ok();
     }
-    pool.close().await;
+    tokio::time::timeout(ANSWERS_WITHIN, pool.close()).await.ok();
 }
 
 async fn follow_on(
     pool: &PgPool,
     learn: &mut impl FnMut(Vec<(Uuid, DateTime<Utc>)>),
 ) -> Result<(), LogError> {
-    let mut listener = PgListener::connect_with(pool).await?;
-    listener.listen(CHANNEL).await?;
+    let mut listener = in_time(PgListener::connect_with(pool)).await?;
+    in_time(listener.listen(CHANNEL)).await?;
     let mut newest = DateTime::<Utc>::MIN_UTC;
     let mut all_at = Instant::now();
     loop {
@@ -62,13 +65,13 @@ async fn follow_on(
         } else {
             newest - OVERLAP
         };
-        let rows: Vec<(Uuid, DateTime<Utc>, DateTime<Utc>)> = sqlx::query_as(
+        let asked = sqlx::query_as(
             "SELECT session_id, revoked_at, until FROM accounts.revocations \
              WHERE revoked_at > $1 AND until > clock_timestamp()",
         )
         .bind(since)
-        .fetch_all(pool)
-        .await?;
+        .fetch_all(pool);
+        let rows: Vec<(Uuid, DateTime<Utc>, DateTime<Utc>)> = in_time(asked).await?;
         newest = rows.iter().map(|(_, at, _)| *at).max().unwrap_or(DateTime::<Utc>::UNIX_EPOCH).max(newest);
         if !rows.is_empty() {
             learn(rows.into_iter().map(|(id, _, until)| (id, until)).collect());

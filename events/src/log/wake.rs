@@ -16,6 +16,9 @@ pub(crate) const CHANNEL: &str = "tidemark_log";
 /// How long a reader may sleep through a lost notification.
 const POLL: Duration = Duration::from_secs(1);
 
+/// After this a connection that says nothing is given up: the server, or what is between, may be gone without a word.
+pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+
 /// The newest head that is known to be committed.
 #[derive(Debug)]
 pub(super) struct Wake {
@@ -82,7 +85,13 @@ impl Log {
     pub fn spawn_listener(&self, direct: PgConnectOptions, stop: CancellationToken) -> JoinHandle<()> {
         let log = self.clone();
         tokio::spawn(async move {
-            let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(direct);
+            let connection = || {
+                PgPoolOptions::new()
+                    .max_connections(1)
+                    .acquire_timeout(ANSWERS_WITHIN)
+                    .connect_lazy_with(direct.clone())
+            };
+            let mut pool = connection();
             while !stop.is_cancelled() {
                 let listening = tokio::select! {
                     () = stop.cancelled() => break,
@@ -90,20 +99,22 @@ impl Log {
                 };
                 if let Err(error) = listening {
                     tracing::warn!(%error, "cannot listen for appends, asking again in a second");
+                    // The one it had may be waiting for a server that will not say a word.
+                    pool = connection();
                 }
                 tokio::select! {
                     () = stop.cancelled() => break,
                     () = tokio::time::sleep(POLL) => {}
                 }
             }
-            pool.close().await;
+            tokio::time::timeout(ANSWERS_WITHIN, pool.close()).await.ok();
         })
     }
 
     async fn listen(&self, pool: &sqlx::PgPool) -> Result<(), LogError> {
-        let mut listener = PgListener::connect_with(pool).await?;
-        listener.listen(CHANNEL).await?;
-        self.learn_head().await?;
+        let mut listener = in_time(PgListener::connect_with(pool)).await?;
+        in_time(listener.listen(CHANNEL)).await?;
+        in_time(self.learn_head()).await?;
         loop {
             match tokio::time::timeout(POLL, listener.try_recv()).await {
                 Ok(Ok(Some(notification))) => {
@@ -113,8 +124,18 @@ impl Log {
                 }
                 Ok(Ok(None)) => return Ok(()),
                 Ok(Err(error)) => return Err(error.into()),
-                Err(_elapsed) => self.committed(self.head().await?),
+                Err(_elapsed) => self.committed(in_time(self.head()).await?),
             }
         }
+    }
+}
+
+/// Waits for an answer no longer than [`ANSWERS_WITHIN`].
+pub(super) async fn in_time<T, E: Into<LogError>>(
+    answer: impl Future<Output = Result<T, E>>,
+) -> Result<T, LogError> {
+    match tokio::time::timeout(ANSWERS_WITHIN, answer).await {
+        Ok(answer) => answer.map_err(Into::into),
+        Err(_elapsed) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()).into()),
     }
 }
