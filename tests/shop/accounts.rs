@@ -937,13 +937,14 @@ async fn a_mail_server_that_hangs_keeps_no_key_from_being_destroyed() {
         .await
         .unwrap();
     // It takes connections and says nothing: each mail waits for 20 seconds.
-    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let smtp = format!("smtp://{}", silent.local_addr().unwrap());
     let settings = [("DATABASE_URL", shop.url.as_str()), ("TIDEMARK_SMTP_URL", &smtp)];
     let next = Shop::part("up", &shop.url, &settings).await;
     let id: Uuid =
         sqlx::query_scalar("SELECT account_id FROM accounts.mails LIMIT 1").fetch_one(&pool).await.unwrap();
     let admin = token("admin", ADMIN).await;
+    let _first = silent.accept().await.unwrap();
     let path = format!("/v1/accounts/{id}/erasure");
     assert_eq!(post(&next, &path, Some(&admin), json!({})).await.status, 204);
     until("the key is destroyed", async || {
