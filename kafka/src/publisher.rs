@@ -27,7 +27,7 @@ use crate::{KafkaConfig, Quiet, StreamError, record, topic};
 
 /// The lease on publishing. Whoever is killed or paused is followed within this time and one [`ASK_AGAIN`].
 const LEASE: &str = "publisher";
-const LEASE_HOLDS: Duration = Duration::from_millis(1_500);
+const LEASE_HOLDS: Duration = Duration::from_millis(1_200);
 
 /// How often the lease is asked for by those who do not have it, and renewed by the one who has.
 const ASK_AGAIN: Duration = Duration::from_millis(300);

@@ -110,7 +110,9 @@ async fn pass(mut client: UnixStream, server: PathBuf, state: Arc<State>) {
     }
 }
 
+/// Whether an event of the type is among what is sent; a statement that only names it has it in quotes.
 fn holds(asked: &[u8], state: &State) -> bool {
     let event_type = state.event_type.lock().unwrap().as_bytes();
-    asked.windows(event_type.len()).any(|bytes| bytes == event_type)
+    let found = |window: &[u8]| window.starts_with(event_type) && !window.ends_with(b"'");
+    asked.windows(event_type.len() + 1).any(found)
 }
