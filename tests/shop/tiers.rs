@@ -505,7 +505,7 @@ async fn what_is_in_memory_is_served_while_searches_hold_every_connection() {
     let mut held = pool.begin().await.unwrap();
     sqlx::query("LOCK TABLE views.products_1 IN ACCESS EXCLUSIVE MODE").execute(&mut *held).await.unwrap();
     let end = Instant::now() + Duration::from_secs(8);
-    let searches = futures_util::future::join_all((0..40).map(|client| {
+    let searches = futures_util::future::join_all((0..200).map(|client| {
         let query = &query;
         async move {
             let mut number = 0;
