@@ -14,6 +14,7 @@
 //! | [`log`] | the append-only log in PostgreSQL |
 //! | [`migrations`] | the schemas of databases: made, brought up to date, looked at |
 //! | [`ndjson`] | an event as one line of JSON |
+//! | [`silence`] | databases that say nothing are given up |
 //! | [`planted`] | bugs for the chaos run to find, in test builds |
 //!
 //! Nothing here depends on another crate of the workspace.
@@ -32,6 +33,7 @@ pub mod personal;
 pub mod planted;
 pub mod product;
 pub mod schema;
+pub mod silence;
 pub mod sku;
 pub mod stock;
 pub mod stream;

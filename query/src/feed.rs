@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use sqlx::{PgConnection, PgPool};
+use tidemark_events::silence::in_time;
 use tidemark_events::{Epoch, Position};
 use tidemark_http::problem::{self, Problem};
 use tidemark_views::ViewError;
@@ -248,12 +249,6 @@ pub(crate) async fn follow(state: &QueryState, primary: PgConnectOptions, stop: 
     tokio::time::timeout(ANSWERS_WITHIN, follower.pool.close()).await.ok();
 }
 
-/// Waits for an answer no longer than [`ANSWERS_WITHIN`].
-async fn in_time<T, E: From<sqlx::Error>>(answer: impl Future<Output = Result<T, E>>) -> Result<T, E> {
-    let silent = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
-    tokio::time::timeout(ANSWERS_WITHIN, answer).await.unwrap_or_else(|_elapsed| Err(silent().into()))
-}
-
 struct Follower<'a> {
     state: &'a QueryState,
     /// The primary, directly.
@@ -302,13 +297,13 @@ impl Follower<'_> {
 
     /// Follows the stream in the views' primary, as it notifies.
     async fn by_the_views(&mut self) -> Result<(), ViewError> {
-        let mut listener = in_time(PgListener::connect_with(&self.pool)).await?;
-        in_time(listener.listen(feed::CHANNEL)).await?;
+        let mut listener = in_time(ANSWERS_WITHIN, PgListener::connect_with(&self.pool)).await?;
+        in_time(ANSWERS_WITHIN, listener.listen(feed::CHANNEL)).await?;
         let mut connection = self.pool.acquire().await?;
-        in_time(self.begin(&mut connection)).await?;
+        in_time(ANSWERS_WITHIN, self.begin(&mut connection)).await?;
         loop {
             let asked_at = Instant::now();
-            if in_time(self.advance(&mut connection)).await? {
+            if in_time(ANSWERS_WITHIN, self.advance(&mut connection)).await? {
                 self.standing().verify(asked_at);
                 tokio::time::sleep(PACE).await;
                 // One read answers all notifications that have come meanwhile.
@@ -360,7 +355,8 @@ impl Follower<'_> {
                 let was = self.known;
                 // On a connection of its own: those of requests may all be taken, and then memory is what helps.
                 let pool = self.pool.clone();
-                let end = in_time(async { feed::end(&mut *pool.acquire().await?).await }).await?;
+                let end =
+                    in_time(ANSWERS_WITHIN, async { feed::end(&mut *pool.acquire().await?).await }).await?;
                 if self.known.is_none_or(|known| !is_same_life(known, end) || known.number < end.number) {
                     self.catch_up().await?;
                 }
@@ -400,7 +396,7 @@ impl Follower<'_> {
     /// Begins where the views' own server is, and goes on elsewhere.
     async fn catch_up(&mut self) -> Result<(), ViewError> {
         let mut connection = self.pool.acquire().await?;
-        in_time(self.begin(&mut connection)).await
+        in_time(ANSWERS_WITHIN, self.begin(&mut connection)).await
     }
 
     fn standing(&self) -> &Standing {

@@ -8,8 +8,10 @@
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
-use sqlx::{AssertSqlSafe, Connection, PgPool, Row};
+use sqlx::{AssertSqlSafe, Connection, PgPool, Postgres, Row};
+use tidemark_events::silence::in_time;
 use tidemark_http::problem::Problem;
 use tidemark_views::body::number_of;
 use tokio_util::sync::CancellationToken;
@@ -134,11 +136,9 @@ impl Server {
                 transaction.commit().await?;
                 Ok(rows)
             };
-            let answered = tokio::time::timeout(self.answers_within, answer).await;
-            answered.unwrap_or_else(|_elapsed| {
-                connection.close_on_drop();
-                Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))
-            })
+            let answered = in_time(self.answers_within, answer).await;
+            close_if_lost(&answered, &mut connection);
+            answered
         };
         rows.await.inspect_err(|_| self.reads.failed.increment(1))
     }
@@ -147,11 +147,9 @@ impl Server {
     async fn number(&self, sql: &'static str) -> Result<i64, sqlx::Error> {
         let mut connection = self.pool.acquire().await?;
         let asked = async { sqlx::raw_sql(sql).fetch_one(&mut *connection).await?.try_get(0) };
-        let answered = tokio::time::timeout(COMPARE_WITHIN, asked).await;
-        answered.unwrap_or_else(|_elapsed| {
-            connection.close_on_drop();
-            Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))
-        })
+        let answered = in_time(COMPARE_WITHIN, asked).await;
+        close_if_lost(&answered, &mut connection);
+        answered
     }
 }
 
@@ -317,6 +315,13 @@ impl Replica {
         if self.is_near.swap(false, Ordering::AcqRel) {
             tracing::warn!(%error, server = self.server.name, "a replica does not answer, reading elsewhere");
         }
+    }
+}
+
+/// A connection that is broken, or says nothing, does not go back to its pool, which would wait for it.
+fn close_if_lost<T>(answered: &Result<T, sqlx::Error>, connection: &mut PoolConnection<Postgres>) {
+    if matches!(answered, Err(sqlx::Error::Io(_))) {
+        connection.close_on_drop();
     }
 }
 

@@ -11,6 +11,7 @@ use tidemark_events::log::{
     Batch, Head, Locked, Log, LogError, MAX_EVENTS_PER_DECISION, NewAnswer, NewEvent, Outcome, Snapshot,
     StoredAnswer, Swift, WriterConnection, partitions,
 };
+use tidemark_events::silence::{in_time, silent};
 use tidemark_events::{Epoch, planted};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -381,43 +382,44 @@ impl Loop {
             self.contended = self.contended.saturating_sub(1);
         }
         self.load(&mut connection, group).await?;
-        let mut locked = in_time(connection.lock()).await.map_err(Trouble::Away)?;
-        match in_time(self.follow(&mut locked)).await {
+        let mut locked = in_time(ANSWERS_WITHIN, connection.lock()).await.map_err(Trouble::Away)?;
+        match in_time(ANSWERS_WITHIN, self.follow(&mut locked)).await {
             Ok(true) => {}
             Ok(false) => {
-                if in_time(locked.release()).await.is_ok() {
+                if in_time(ANSWERS_WITHIN, locked.release()).await.is_ok() {
                     self.connection = Some(connection);
                 }
                 return Err(Trouble::Stale);
             }
             Err(error) => return Err(Trouble::Away(error)),
         }
-        let stored = in_time(stored_answers(&mut locked, group)).await.map_err(Trouble::Away)?;
+        let stored =
+            in_time(ANSWERS_WITHIN, stored_answers(&mut locked, group)).await.map_err(Trouble::Away)?;
         let mut batch = Batch::at(self.head);
         let replies = match self.decide_all(group, stored, &mut batch) {
             Ok(replies) => replies,
             Err(error) => {
-                if in_time(locked.release()).await.is_ok() {
+                if in_time(ANSWERS_WITHIN, locked.release()).await.is_ok() {
                     self.connection = Some(connection);
                 }
                 return Err(Trouble::Refused(error));
             }
         };
         if batch.is_empty() {
-            if in_time(locked.release()).await.is_ok() {
+            if in_time(ANSWERS_WITHIN, locked.release()).await.is_ok() {
                 self.connection = Some(connection);
             }
             return Ok((self.head, replies));
         }
         if batch.position() > self.partitions.end() {
             // Rare: another writer was fast, or this is the first commit. Made apart from the lock, then again.
-            in_time(locked.release()).await.map_err(Trouble::Away)?;
+            in_time(ANSWERS_WITHIN, locked.release()).await.map_err(Trouble::Away)?;
             self.connection = Some(connection);
             self.make_partitions().await.map_err(Trouble::Away)?;
             return Err(Trouble::Again);
         }
-        if let Err(error) = in_time(locked.append(&batch)).await {
-            return Err(match in_time(locked.release()).await {
+        if let Err(error) = in_time(ANSWERS_WITHIN, locked.append(&batch)).await {
+            return Err(match in_time(ANSWERS_WITHIN, locked.release()).await {
                 Ok(()) => {
                     self.connection = Some(connection);
                     Trouble::Refused(error)
@@ -429,7 +431,7 @@ impl Loop {
             tokio::time::sleep(SETTLE_AGAIN_AFTER).await;
         }
         let commit = tokio::time::timeout(ANSWERS_WITHIN, locked.commit()).await;
-        match commit.unwrap_or_else(|_elapsed| Outcome::Unknown(silent())) {
+        match commit.unwrap_or_else(|_elapsed| Outcome::Unknown(silent().into())) {
             Outcome::Committed(head) => {
                 metrics::counter!("tidemark_commits_total", "way" => "locked").increment(1);
                 self.connection = Some(connection);
@@ -465,7 +467,7 @@ impl Loop {
             return Ok(None);
         };
         let append = tokio::time::timeout(ANSWERS_WITHIN, connection.append_at(&batch)).await;
-        match append.unwrap_or_else(|_elapsed| Swift::Unknown(silent())) {
+        match append.unwrap_or_else(|_elapsed| Swift::Unknown(silent().into())) {
             Swift::Committed(head, recorded_at) => {
                 metrics::counter!("tidemark_commits_total", "way" => "short").increment(1);
                 if let Some(appended) = batch.into_appended(recorded_at) {
@@ -517,7 +519,9 @@ impl Loop {
             }
             // A writer that starts has no states that could be behind: it begins at the head.
             let after = if self.states.len() == 0 { i64::MAX - 1 } else { self.head.position };
-            let loaded = in_time(connection.load(after, &missing, usable)).await.map_err(Trouble::Away)?;
+            let loaded = in_time(ANSWERS_WITHIN, connection.load(after, &missing, usable))
+                .await
+                .map_err(Trouble::Away)?;
             if loaded
                 .head
                 .is_some_and(|head| head.epoch != self.head.epoch || head.position < self.head.position)
@@ -745,7 +749,7 @@ impl Loop {
         let until = Instant::now() + self.config.settle_within;
         let mut pause = SETTLE_AGAIN_AFTER;
         loop {
-            let error = match in_time(self.try_settle(mark)).await {
+            let error = match in_time(ANSWERS_WITHIN, self.try_settle(mark)).await {
                 Ok(committed) => {
                     tracing::info!(committed, "found out about the commit");
                     return Some(committed);
@@ -819,15 +823,6 @@ async fn stored_answers(
     locked.answers(&keys).await.map(by_key)
 }
 
-/// Waits for an answer of the database no longer than [`ANSWERS_WITHIN`]. Whoever gets none drops the connection.
-async fn in_time<T>(answer: impl Future<Output = Result<T, LogError>>) -> Result<T, LogError> {
-    tokio::time::timeout(ANSWERS_WITHIN, answer).await.unwrap_or_else(|_elapsed| Err(silent()))
-}
-
-fn silent() -> LogError {
-    sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()).into()
-}
-
 /// A command that is refused may be the repetition of one that was done through another writer, or before this one was
 /// started: then it is the first one's answer that counts. Nothing was written for it, so its key is looked up only now.
 async fn first_answers(
@@ -843,7 +838,7 @@ async fn first_answers(
     if keys.is_empty() {
         return replies;
     }
-    let stored = in_time(connection.answers(&keys)).await;
+    let stored = in_time(ANSWERS_WITHIN, connection.answers(&keys)).await;
     let stored = stored.map(by_key).inspect_err(|error| {
         tracing::warn!(%error, "cannot look up whether refused commands were done before");
     });

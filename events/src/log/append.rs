@@ -521,9 +521,9 @@ fn is_refusal(error: &sqlx::Error) -> bool {
     })
 }
 
-/// The one statement that appends: locks the head if it is where the batch begins, and no commit has been settled since
-/// the lock was last held here, moves it, writes events, streams
-/// and answers, and tells whoever listens. Returns the events' time; `None`: the head is elsewhere, nothing was written.
+/// The one statement that appends: locks the head if it is where the batch begins and no commit has been settled since
+/// the lock was last held here, moves it, writes events, streams and answers, and tells whoever listens. Returns the
+/// events' time; `None`: the head is elsewhere, nothing was written.
 async fn write(
     connection: &mut PgConnection,
     row_types: RowTypes,

@@ -9,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::LogError;
-use super::wake::{ANSWERS_WITHIN, in_time};
+use super::wake::ANSWERS_WITHIN;
+use crate::silence::in_time;
 
 /// The channel on which they are announced.
 pub const CHANNEL: &str = "tidemark_revocations";
@@ -54,8 +55,8 @@ async fn follow_on(
     pool: &PgPool,
     learn: &mut impl FnMut(Vec<(Uuid, DateTime<Utc>)>),
 ) -> Result<(), LogError> {
-    let mut listener = in_time(PgListener::connect_with(pool)).await?;
-    in_time(listener.listen(CHANNEL)).await?;
+    let mut listener = in_time(ANSWERS_WITHIN, PgListener::connect_with(pool)).await?;
+    in_time(ANSWERS_WITHIN, listener.listen(CHANNEL)).await?;
     let mut newest = DateTime::<Utc>::MIN_UTC;
     let mut all_at = Instant::now();
     loop {
@@ -71,7 +72,7 @@ async fn follow_on(
         )
         .bind(since)
         .fetch_all(pool);
-        let rows: Vec<(Uuid, DateTime<Utc>, DateTime<Utc>)> = in_time(asked).await?;
+        let rows: Vec<(Uuid, DateTime<Utc>, DateTime<Utc>)> = in_time(ANSWERS_WITHIN, asked).await?;
         newest = rows.iter().map(|(_, at, _)| *at).max().unwrap_or(DateTime::<Utc>::UNIX_EPOCH).max(newest);
         if !rows.is_empty() {
             learn(rows.into_iter().map(|(id, _, until)| (id, until)).collect());

@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{Head, Log, LogError};
+use crate::silence::in_time;
 
 /// The channel that appends notify, with `epoch-position` as payload.
 pub(crate) const CHANNEL: &str = "tidemark_log";
@@ -112,9 +113,9 @@ impl Log {
     }
 
     async fn listen(&self, pool: &sqlx::PgPool) -> Result<(), LogError> {
-        let mut listener = in_time(PgListener::connect_with(pool)).await?;
-        in_time(listener.listen(CHANNEL)).await?;
-        in_time(self.learn_head()).await?;
+        let mut listener = in_time(ANSWERS_WITHIN, PgListener::connect_with(pool)).await?;
+        in_time(ANSWERS_WITHIN, listener.listen(CHANNEL)).await?;
+        in_time(ANSWERS_WITHIN, self.learn_head()).await?;
         loop {
             match tokio::time::timeout(POLL, listener.try_recv()).await {
                 Ok(Ok(Some(notification))) => {
@@ -124,18 +125,8 @@ impl Log {
                 }
                 Ok(Ok(None)) => return Ok(()),
                 Ok(Err(error)) => return Err(error.into()),
-                Err(_elapsed) => self.committed(in_time(self.head()).await?),
+                Err(_elapsed) => self.committed(in_time(ANSWERS_WITHIN, self.head()).await?),
             }
         }
-    }
-}
-
-/// Waits for an answer no longer than [`ANSWERS_WITHIN`].
-pub(super) async fn in_time<T, E: Into<LogError>>(
-    answer: impl Future<Output = Result<T, E>>,
-) -> Result<T, LogError> {
-    match tokio::time::timeout(ANSWERS_WITHIN, answer).await {
-        Ok(answer) => answer.map_err(Into::into),
-        Err(_elapsed) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()).into()),
     }
 }
