@@ -48,6 +48,13 @@ impl Aggregate {
         }
     }
 
+    /// The state that a snapshot holds; `None` if another fold made it, or if it cannot be read.
+    #[must_use]
+    pub fn from_snapshot(fold_version: i16, state: &serde_json::Value) -> Option<Self> {
+        let state = Self::deserialize(state).ok()?;
+        (fold_version == state.fold_version()).then_some(state)
+    }
+
     /// Folds one event in. An event of another category changes nothing: streams hold one category.
     pub fn evolve(&mut self, fact: &Fact) {
         match (self, fact) {

@@ -48,5 +48,6 @@ pub use value::{Currency, Money};
 /// Place of an event in the log: 1 for the first, without gaps. 0 stands for "before everything".
 pub type Position = i64;
 
-/// Which history a position belongs to; a restored or promoted log starts a new one. The first is 1.
+/// Which history a position belongs to; a restored or promoted log starts a new one. The first is 1, every later one's
+/// number is greater than those that were given before, and is never given again.
 pub type Epoch = i32;

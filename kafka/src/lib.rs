@@ -92,6 +92,17 @@ pub enum StreamError {
     /// The topic is not as the code needs it.
     #[error("{0}")]
     Topic(String),
+    /// The log is not the one that was published, and no epoch of its own says so.
+    #[error(
+        "the topic stands at {place}, the log at {head}: it has lost its end and has begun no epoch since; what to do stands \
+         in docs/operations.md"
+    )]
+    AnotherLog {
+        /// Where the topic stands.
+        place: tidemark_events::log::Head,
+        /// Where the log stands.
+        head: tidemark_events::log::Head,
+    },
     /// Another process publishes now.
     #[error("another process publishes now")]
     Fenced,

@@ -126,6 +126,7 @@ async fn publish(log: &Log, config: &KafkaConfig, stop: &CancellationToken) -> R
     topic::ensure(config).await?;
     let (transactions, opened) = start_producer(config.clone())?;
     let place = answer("beginning to publish", opened).await?;
+    refuse_another_log(log, place).await?;
     let Head { mut epoch, mut position } = place;
     if planted::is("publisher-repeats") {
         position = (position - 5).max(0);
@@ -139,6 +140,9 @@ async fn publish(log: &Log, config: &KafkaConfig, stop: &CancellationToken) -> R
     loop {
         let head = *wake.borrow_and_update();
         report(head, position);
+        if head < (Head { epoch, position }) {
+            refuse_another_log(log, Head { epoch, position }).await?;
+        }
         if head.epoch > epoch {
             position = fork(log, Head { epoch, position }).await?;
             epoch = head.epoch;
@@ -216,6 +220,15 @@ fn report(head: Head, position: Position) {
         metrics::gauge!("tidemark_publisher_position").set(position as f64);
         metrics::gauge!("tidemark_publisher_lag_events").set((head.position - position).max(0) as f64);
     }
+}
+
+/// Refuses to go on behind what the log does not have. What is known of its head may be old; this asks it.
+async fn refuse_another_log(log: &Log, place: Head) -> Result<(), StreamError> {
+    let head = log.head().await?;
+    if head < place {
+        return Err(StreamError::AnotherLog { place, head });
+    }
+    Ok(())
 }
 
 /// From where to publish a newer epoch, when the topic stands at `place`: there, or, if the log has lost its end since,

@@ -28,6 +28,9 @@ const NEAR: i64 = 5_000;
 /// How long the other instance may take to come to where readers stand.
 const CATCH_UP_WITHIN: Duration = Duration::from_secs(30);
 
+/// How long the live instance is held at a time for one that somebody else feeds.
+const HOLD_WITHIN: Duration = Duration::from_secs(1);
+
 /// How far a rebuild has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
@@ -285,7 +288,8 @@ async fn flip(transaction: &mut PgConnection, target: Target) -> Result<(), Proj
 /// Switches readers back to the previous instance; the live one becomes the previous.
 ///
 /// # Errors
-/// [`ProjectorError::NoWayBack`], [`ProjectorError::NotCaughtUp`], or the database's; readers then stay.
+/// [`ProjectorError::NoWayBack`], [`ProjectorError::NotCaughtUp`], [`ProjectorError::LostEnd`] when the previous one holds
+/// what the log has lost, or the database's; readers then stay.
 pub async fn switch_back(
     log: &Log,
     options: &PgConnectOptions,
@@ -302,23 +306,26 @@ pub async fn switch_back(
     let target = target_of(previous, retention)?;
     let mut connection = connect(options).await?;
     // Where nobody feeds it, this does.
-    let mut worker = if try_own(&mut connection, target, 0).await? {
-        Some(Worker::open(connection, log, target, &partitions_of(0, 1), false).await?)
-    } else {
-        None
-    };
+    let mut feeds = try_own(&mut connection, target, 0).await?;
+    let mut worker = Worker::open(connection, log, target, &partitions_of(0, 1), false).await?;
+    refuse_lost_end(&worker, log.head().await?).await?;
     let until = Instant::now() + CATCH_UP_WITHIN;
     while Instant::now() < until {
         let mut transaction = control.begin().await?;
         let stands = hold(&mut transaction, name, State::Live).await?;
-        let position = match &mut worker {
-            Some(worker) => {
-                fold_to(log, worker, target, stands).await?;
-                worker.position()
+        if feeds {
+            match fold_to(log, &mut worker, target, stands).await {
+                // Who feeds it from the topic takes no lock.
+                Err(ProjectorError::Moved(_)) => feeds = false,
+                folded => folded?,
             }
-            None => least(&mut transaction, target).await?,
-        };
-        if position >= stands {
+        }
+        // The live one is held meanwhile: readers see it as it is, and somebody who feeds this one can come to it.
+        let held = Instant::now();
+        while !feeds && least(&mut transaction, target).await? < stands && held.elapsed() < HOLD_WITHIN {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        if least(&mut transaction, target).await? >= stands {
             flip(&mut transaction, target).await?;
             transaction.commit().await?;
             return Ok(target.instance);

@@ -289,7 +289,7 @@ impl QueryState {
         mut told: impl FnMut(&RecordedEvent),
     ) -> Result<AccountResource, Problem> {
         let mut account: Option<Account> = None;
-        let mut pages = self.0.log.stream_pages(id);
+        let mut pages = self.0.log.stream_pages(id, 0);
         while let Some(events) = pages.next().await.map_err(|error| log_away(&error))? {
             for (event, fact) in events.iter().zip(decoded(&events)?) {
                 let Fact::Account(fact) = fact else { return Err(problem::no_account(id)) };

@@ -139,11 +139,18 @@ impl Postgres {
             .unwrap();
     }
 
-    /// Puts the replica in the place of the stopped server.
+    /// Puts the replica, or a copy of it, in the place of the stopped server.
     pub(crate) fn put_replica_in_place(&self) {
         let (data, replica) = (self.folder.path().join("data"), self.folder.path().join("replica"));
         std::fs::remove_dir_all(&data).unwrap();
-        std::fs::rename(replica, data).unwrap();
+        let copied = std::process::Command::new("cp").arg("-a").arg(replica).arg(&data).status().unwrap();
+        assert!(copied.success());
+    }
+
+    /// Puts the files back as they were when they were copied: nothing tells the server that time has passed.
+    pub(crate) fn put_files_back(&self) {
+        self.put_replica_in_place();
+        std::fs::remove_file(self.folder.path().join("data").join("standby.signal")).unwrap();
     }
 
     pub(crate) fn url(&self, database: &str) -> String {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rdkafka::message::{Header, OwnedHeaders};
@@ -13,7 +14,7 @@ use tidemark_events::log::{Filter, Log};
 use tidemark_events::partition::{PARTITIONS, partition_of};
 
 use crate::broker::Broker;
-use crate::harness::{Postgres, Shop, audit, until};
+use crate::harness::{Answer, Postgres, Shop, audit, until};
 use crate::servers::Redis;
 
 pub(crate) const TOPIC: &str = "tidemark";
@@ -111,6 +112,11 @@ pub(crate) async fn same_at(position: i64, one: &PgPool, other: &PgPool) {
     stands_at(one, position).await;
     stands_at(other, position).await;
     assert_eq!(rows(one).await, rows(other).await);
+}
+
+/// Of the position that a command was answered with.
+fn epoch_of(answer: &Answer) -> i32 {
+    answer.header("tidemark-position").split_once('-').unwrap().0.parse().unwrap()
 }
 
 /// Orders one unit; the position that views must come to.
@@ -229,7 +235,8 @@ async fn a_log_that_lost_its_end_is_published_anew_from_the_fork_and_views_beyon
         service.order(&product, 1, "new").await.ok().filter(|answer| answer.status == 201)
     })
     .await;
-    assert!(new.header("tidemark-position").starts_with("2-"), "{}", new.header("tidemark-position"));
+    let epoch = epoch_of(&new);
+    assert!(epoch > 1);
     let pool = service.pool().await;
     let log: Vec<RecordedEvent> = events(&pool).await;
     let head = log.last().unwrap().position;
@@ -237,7 +244,7 @@ async fn a_log_that_lost_its_end_is_published_anew_from_the_fork_and_views_beyon
     let content = until("the new epoch is published", async || {
         let content = tokio::task::block_in_place(|| broker.content(TOPIC, PARTITIONS.into()));
         let reached = |records: &Vec<tidemark_kafka::record::Record>| {
-            records.last().is_some_and(|record| record.at.epoch == 2 && record.at.position >= head)
+            records.last().is_some_and(|record| record.at.epoch == epoch && record.at.position >= head)
         };
         content.iter().all(reached).then_some(content)
     })
@@ -249,7 +256,7 @@ async fn a_log_that_lost_its_end_is_published_anew_from_the_fork_and_views_beyon
             "within a partition, the new epoch follows the old one"
         );
         second.extend(
-            records.into_iter().filter(|record| record.at.epoch == 2).filter_map(|record| record.event),
+            records.into_iter().filter(|record| record.at.epoch == epoch).filter_map(|record| record.event),
         );
     }
     second.sort_unstable_by_key(|event| event.position);
@@ -316,6 +323,144 @@ async fn a_log_that_lost_its_end_is_published_anew_from_the_fork_and_views_beyon
         assert_eq!(query.get(&format!("/v1/orders/{gone}"), Some(&own), &[]).await.status, 404);
     }
     assert_ne!(redis.generation().await, before);
+    let back = crate::harness::tidemark()
+        .args(["rebuild", "orders", "--back"])
+        .envs([("TIDEMARK_LOG_URL", &url), ("TIDEMARK_VIEWS_URL", &views)])
+        .output()
+        .await
+        .unwrap();
+    let words = String::from_utf8_lossy(&back.stderr);
+    assert!(
+        !back.status.success() && words.contains("lost its end"),
+        "no way back to what was lost: {words}"
+    );
+}
+
+/// The same backup twice, with work in between: it knows nothing of the epoch that was begun after it was restored first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_that_is_restored_again_begins_an_epoch_that_there_never_was() {
+    let (postgres, elsewhere, broker) = tokio::join!(Postgres::start(), Postgres::start(), Broker::start());
+    let (url, views) = (postgres.database().await, elsewhere.database().await);
+    let views_of_log = elsewhere.database().await;
+    let (service, address) = (commands(&url, &broker).await, broker.address());
+    let settings = [("TIDEMARK_VIEWS_URL", views.as_str()), ("TIDEMARK_KAFKA_BROKERS", address.as_str())];
+    let projector = Shop::part("projector", &url, &settings).await;
+    let follower = Shop::part("projector", &url, &[("TIDEMARK_VIEWS_URL", &views_of_log)]).await;
+    let pool_views = PgPool::connect(&views).await.unwrap();
+    let pool_of_log = PgPool::connect(&views_of_log).await.unwrap();
+    let product = service.product("R", 100).await;
+    postgres.kill();
+    postgres.copy_as_replica();
+    let restored = async |name: &str| {
+        postgres.kill();
+        postgres.put_replica_in_place();
+        postgres.launch().await;
+        sqlx::query("SELECT pg_promote()").execute(&PgPool::connect(&url).await.unwrap()).await.unwrap();
+        until("orders are taken again", async || {
+            service.order(&product, 5, name).await.ok().filter(|answer| answer.status == 201)
+        })
+        .await
+    };
+    let first = restored("first").await;
+    let beyond = one_more(&service, &product, "first, one more").await;
+    same_at(beyond, &pool_views, &pool_of_log).await;
+    let shown = rows(&pool_views).await;
+
+    let second = restored("second").await;
+    assert!(epoch_of(&second) > epoch_of(&first), "{} {}", epoch_of(&first), epoch_of(&second));
+    assert!(second.body["position"].as_i64().unwrap() < beyond);
+    // Also past where they stand, nothing is put on top of what was lost.
+    let mut position = 0;
+    for n in 0..3 {
+        position = one_more(&service, &product, &format!("second, {n}")).await;
+    }
+    assert!(position > beyond);
+    for shop in [&projector, &follower] {
+        until("it says so", async || {
+            let words = std::fs::read_to_string(&shop.words).unwrap();
+            words.lines().any(|line| line.contains("orders") && line.contains("lost its end")).then_some(())
+        })
+        .await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for pool in [&pool_views, &pool_of_log] {
+        assert_eq!(rows(pool).await, shown);
+    }
+    // Where the two histories part is not known: all of the log is published under its new epoch.
+    let log = events(&service.pool().await).await;
+    let head = log.last().unwrap().position;
+    let content = until("the second epoch is published", async || {
+        let content = tokio::task::block_in_place(|| broker.content(TOPIC, PARTITIONS.into()));
+        let reached = |records: &Vec<tidemark_kafka::record::Record>| {
+            records.last().is_some_and(|at| at.at.epoch == epoch_of(&second) && at.at.position >= head)
+        };
+        content.iter().all(reached).then_some(content)
+    })
+    .await;
+    let mut published: Vec<RecordedEvent> = content
+        .into_iter()
+        .flatten()
+        .filter(|record| record.at.epoch == epoch_of(&second))
+        .filter_map(|record| record.event)
+        .collect();
+    published.sort_unstable_by_key(|event| event.position);
+    assert_eq!(published, log);
+}
+
+/// Files that were copied and put back: the server cannot tell, so somebody has to say it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_whose_files_were_put_back_is_not_published_until_it_has_an_epoch_of_its_own() {
+    let (postgres, broker) = tokio::join!(Postgres::start(), Broker::start());
+    let url = postgres.database().await;
+    let service = commands(&url, &broker).await;
+    let product = service.product("F", 100).await;
+    let fork = one_more(&service, &product, "kept").await;
+    postgres.kill();
+    postgres.copy_as_replica();
+    postgres.launch().await;
+    until("orders are taken again", async || {
+        service.order(&product, 1, "lost").await.ok().filter(|answer| answer.status == 201)
+    })
+    .await;
+    for n in 0..5 {
+        one_more(&service, &product, &format!("lost {n}")).await;
+    }
+    topic_is_the_log(&broker, &service.pool().await).await;
+    postgres.kill();
+    postgres.put_files_back();
+    postgres.launch().await;
+    until("it says so", async || {
+        let words = std::fs::read_to_string(&service.words).unwrap();
+        words.lines().any(|line| line.contains("has begun no epoch since")).then_some(())
+    })
+    .await;
+    // As docs/operations.md says it.
+    drop(service);
+    sqlx::query("UPDATE log.head SET timeline = 0")
+        .execute(&PgPool::connect(&url).await.unwrap())
+        .await
+        .unwrap();
+    let service = commands(&url, &broker).await;
+    let kept = service.order(&product, 1, "new").await.unwrap();
+    assert!(epoch_of(&kept) > 1);
+    let log = events(&service.pool().await).await;
+    let head = log.last().unwrap().position;
+    let content = until("the new epoch is published", async || {
+        let content = tokio::task::block_in_place(|| broker.content(TOPIC, PARTITIONS.into()));
+        let reached = |records: &Vec<tidemark_kafka::record::Record>| {
+            records.last().is_some_and(|at| at.at.epoch == epoch_of(&kept) && at.at.position >= head)
+        };
+        content.iter().all(reached).then_some(content)
+    })
+    .await;
+    let mut published: Vec<RecordedEvent> = content
+        .into_iter()
+        .flatten()
+        .filter(|record| record.at.epoch == epoch_of(&kept) || record.at.position <= fork)
+        .filter_map(|record| record.event)
+        .collect();
+    published.sort_unstable_by_key(|event| event.position);
+    assert_eq!(published, log);
 }
 
 /// Their commits do not wait for the disk. Who has applied the last event must find out by itself that it is lost.
@@ -510,5 +655,32 @@ async fn views_from_the_topic_are_those_from_the_log() {
         .unwrap();
     assert!(rebuilt.status.success());
     let position = one_more(&service, &products[0], "after the rebuild").await;
+    same_at(position, &pool_late, &pool_other).await;
+
+    // Back, and forth again, while orders are placed: both are fed from the topic.
+    let switched = AtomicBool::new(false);
+    let placing = futures_util::future::join_all((0..16).map(async |buyer| {
+        let mut n = 0;
+        while !switched.load(Ordering::Relaxed) {
+            n += 1;
+            let key = format!("while it is switched, {buyer} {n}");
+            one_more(&service, &products[n % products.len()], &key).await;
+        }
+    }));
+    let switching = async {
+        for _ in 0..8 {
+            let back = crate::harness::tidemark()
+                .args(["rebuild", "orders", "--back"])
+                .env("TIDEMARK_LOG_URL", &url)
+                .env("TIDEMARK_VIEWS_URL", &late)
+                .output()
+                .await
+                .unwrap();
+            assert!(back.status.success(), "{}", String::from_utf8_lossy(&back.stderr));
+        }
+        switched.store(true, Ordering::Relaxed);
+    };
+    tokio::join!(placing, switching);
+    let position = one_more(&service, &products[0], "after the way back").await;
     same_at(position, &pool_late, &pool_other).await;
 }

@@ -18,6 +18,7 @@ use super::decider::{Account, EmailClaim, Mailed};
 use super::password::{PasswordConfig, PasswordError, Passwords};
 use super::refused::RefusedPasswords;
 use super::store::{Lifetimes, Store};
+use crate::shop::Aggregate;
 
 /// How long a mail that verifies an address can be used, and one that sets a new password.
 const VERIFY_WITHIN: TimeDelta = TimeDelta::hours(24);
@@ -150,7 +151,7 @@ impl Accounts {
                 claim.evolve(&event);
             }
         };
-        self.fold(self.claim_of(email), take).await.map_err(|error| unread(&error))?;
+        self.fold(self.claim_of(email), 0, take).await.map_err(|error| unread(&error))?;
         match claim.owner {
             Some(owner) => self.by_id(owner).await,
             None => Ok(None),
@@ -170,7 +171,20 @@ impl Accounts {
     /// # Errors
     /// [`ReadError`].
     pub async fn read(&self, id: Uuid) -> Result<Option<Known>, ReadError> {
-        let mut known: Option<Known> = None;
+        let (mut known, mut version) = (None, 0);
+        if let Some(snapshot) = self.0.log.snapshot(id).await?
+            && let Some(Aggregate::Account(state)) =
+                Aggregate::from_snapshot(snapshot.fold_version, &snapshot.state)
+        {
+            let mut email = None;
+            for event in self.0.log.read_firsts(&[id]).await? {
+                // Decisions do not need the address: it is in no state.
+                if let Fact::Account(AccountEvent::AccountRegistered(registered)) = event.decode()? {
+                    email = Some(registered.email);
+                }
+            }
+            (known, version) = (Some(Known { id, state, email }), snapshot.version);
+        }
         let take = |fact| {
             let Fact::Account(event) = fact else { return };
             let known = known.get_or_insert_with(|| Known { id, state: Account::default(), email: None });
@@ -179,14 +193,19 @@ impl Accounts {
             }
             known.state.evolve(&event);
         };
-        self.fold(id, take).await?;
+        self.fold(id, version, take).await?;
         Ok(known)
     }
 
-    /// Every fact of a stream, to its end: who knows an address can make the stream long with log-ins that fail, and
-    /// what counts is behind them.
-    async fn fold(&self, stream_id: Uuid, mut take: impl FnMut(Fact)) -> Result<(), ReadError> {
-        let mut pages = self.0.log.stream_pages(stream_id);
+    /// Every fact of a stream behind a version, to its end: who knows an address can make the stream long with log-ins
+    /// that fail, and what counts is behind them.
+    async fn fold(
+        &self,
+        stream_id: Uuid,
+        after_version: i64,
+        mut take: impl FnMut(Fact),
+    ) -> Result<(), ReadError> {
+        let mut pages = self.0.log.stream_pages(stream_id, after_version);
         while let Some(events) = pages.next().await? {
             for event in &events {
                 take(event.decode()?);

@@ -197,8 +197,7 @@ pub(super) fn usable(snapshot: &Snapshot) -> bool {
 }
 
 fn state_of(snapshot: &Snapshot) -> Option<Aggregate> {
-    let state: Aggregate = serde_json::from_value(snapshot.state.clone()).ok()?;
-    (snapshot.fold_version == state.fold_version()).then_some(state)
+    Aggregate::from_snapshot(snapshot.fold_version, &snapshot.state)
 }
 
 fn fold(entry: &mut Entry, fact: &Fact) {

@@ -21,7 +21,7 @@ use super::load::{TAIL_LIMIT, tail};
 use super::wire::{RowType, Rows};
 use super::{Appended, Head, LogError, MAX_PAYLOAD_BYTES, NewAnswer, StoredAnswer, answers, wake};
 use crate::envelope::{Metadata, RecordedEvent};
-use crate::{Fact, Position, planted};
+use crate::{Epoch, Fact, Position, planted};
 
 /// What a writer's sessions tell the database: whoever stops while holding the lock is cut off within seconds.
 const SESSION: [(&str, &str); 8] = [
@@ -41,6 +41,17 @@ const STUCK_SECONDS: f64 = 10.0;
 
 /// `lock_not_available`: the wait for a lock was longer than `lock_timeout`.
 const LOCK_NOT_AVAILABLE: &str = "55P03";
+
+/// Begins the next epoch behind the head, on this server ($1) and timeline ($2).
+///
+/// Its number is the seconds since the beginning of 2026, or one more than the number before it. The same backup may be
+/// restored again after work was done on it: what it knows of epochs does not tell which numbers were given meanwhile.
+const BEGIN_EPOCH: &str = "WITH begun AS ( \
+       UPDATE log.head SET system_identifier = $1, timeline = $2, \
+         epoch = GREATEST(epoch + 1, extract(epoch FROM clock_timestamp() - timestamptz '2026-01-01 00:00:00Z')::int) \
+       RETURNING epoch, position) \
+     INSERT INTO log.epochs (epoch, from_position, system_identifier, timeline) \
+     SELECT epoch, position + 1, $1, $2 FROM begun RETURNING epoch";
 
 /// An event to be appended.
 #[derive(Debug, Clone, Copy)]
@@ -362,7 +373,7 @@ impl WriterConnection {
         let row = sqlx::query("SELECT position, epoch, system_identifier, timeline FROM log.head FOR UPDATE")
             .fetch_one(&mut *transaction)
             .await?;
-        let (position, epoch): (Position, i32) = (row.try_get(0)?, row.try_get(1)?);
+        let (position, epoch): (Position, Epoch) = (row.try_get(0)?, row.try_get(1)?);
         let known: (Option<i64>, Option<i32>) = (row.try_get(2)?, row.try_get(3)?);
         let row = sqlx::query(
             "SELECT system_identifier, \
@@ -388,27 +399,15 @@ impl WriterConnection {
                     .await?;
             }
             _ => {
+                let row =
+                    sqlx::query(BEGIN_EPOCH).bind(found.0).bind(found.1).fetch_one(&mut *transaction).await?;
+                let begun: Epoch = row.try_get(0)?;
                 tracing::warn!(
-                    epoch = epoch + 1,
+                    epoch = begun,
+                    after = epoch,
                     from = position + 1,
                     "the log's database was restored or promoted: a new epoch begins"
                 );
-                sqlx::query("UPDATE log.head SET epoch = $1, system_identifier = $2, timeline = $3")
-                    .bind(epoch + 1)
-                    .bind(found.0)
-                    .bind(found.1)
-                    .execute(&mut *transaction)
-                    .await?;
-                sqlx::query(
-                    "INSERT INTO log.epochs (epoch, from_position, system_identifier, timeline) \
-                     VALUES ($1, $2, $3, $4)",
-                )
-                .bind(epoch + 1)
-                .bind(position + 1)
-                .bind(found.0)
-                .bind(found.1)
-                .execute(&mut *transaction)
-                .await?;
             }
         }
         transaction.commit().await?;

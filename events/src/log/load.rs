@@ -56,9 +56,8 @@ impl WriterConnection {
         if head.position - after <= TAIL_LIMIT {
             loaded.head = Some(head);
             if !streams.is_empty() {
-                loaded.snapshots = snapshots::find(&mut transaction, streams).await?;
-                // One that is beyond the head is of an end that the log has lost.
-                loaded.snapshots.retain(|snapshot| snapshot.position <= head.position && usable(snapshot));
+                loaded.snapshots = snapshots::find(&mut *transaction, streams).await?;
+                loaded.snapshots.retain(&usable);
                 loaded.events = stream_events(&mut transaction, streams, &loaded.snapshots).await?;
             }
         }

@@ -190,14 +190,18 @@ impl Log {
         Ok(Head { epoch: row.try_get(0)?, position: row.try_get(1)? })
     }
 
-    /// The last position of an epoch that is over, `None` if it is not over or never was.
+    /// The last position of an epoch that is over; `None` if it is the newest one, or newer than all that are known.
+    ///
+    /// 0 for one that this log never had, though newer ones: it began on a state from before this one was restored, too,
+    /// and nothing tells where the two part.
     ///
     /// # Errors
     /// [`LogError::Database`].
     pub async fn epoch_end(&self, epoch: Epoch) -> Result<Option<Position>, LogError> {
         let row = sqlx::query(
-            "SELECT min(from_position) - 1 FROM log.epochs WHERE epoch > $1 \
-             AND EXISTS (SELECT 1 FROM log.epochs WHERE epoch = $1)",
+            "SELECT CASE WHEN EXISTS (SELECT 1 FROM log.epochs WHERE epoch = $1) THEN min(from_position) - 1 \
+                         WHEN count(*) > 0 THEN 0 END \
+             FROM log.epochs WHERE epoch > $1",
         )
         .bind(epoch)
         .fetch_one(&self.pool)

@@ -205,10 +205,10 @@ impl Log {
         Ok(rows.iter().map(event_from_row).collect::<Result<_, _>>()?)
     }
 
-    /// A whole stream, however long, a page at a time.
+    /// A stream after a version (0: all of it) to its end, however long, a page at a time.
     #[must_use]
-    pub fn stream_pages(&self, stream_id: Uuid) -> StreamPages<'_> {
-        StreamPages { log: self, stream_id, after: Some(0) }
+    pub fn stream_pages(&self, stream_id: Uuid, after_version: i64) -> StreamPages<'_> {
+        StreamPages { log: self, stream_id, after: Some(after_version) }
     }
 
     /// One stream's events before a version, the newest first, at most `limit`.

@@ -1,6 +1,6 @@
 //! Folded states that make long streams quick to load. Losing them costs time, never truth.
 
-use sqlx::{Executor, PgConnection, Row};
+use sqlx::{Executor, PgExecutor, Row};
 use uuid::Uuid;
 
 use super::{Log, LogError};
@@ -21,9 +21,14 @@ pub struct Snapshot {
     pub state: serde_json::Value,
 }
 
-pub(super) async fn find(connection: &mut PgConnection, streams: &[Uuid]) -> Result<Vec<Snapshot>, LogError> {
+/// The snapshots of streams. One that is beyond the head is of an end that the log has lost: it is left out.
+pub(super) async fn find(
+    connection: impl PgExecutor<'_>,
+    streams: &[Uuid],
+) -> Result<Vec<Snapshot>, LogError> {
     let rows = sqlx::query(
-        "SELECT stream_id, version, position, fold_version, state FROM log.snapshots WHERE stream_id = ANY($1)",
+        "SELECT s.stream_id, s.version, s.position, s.fold_version, s.state FROM log.snapshots s, log.head h \
+         WHERE s.stream_id = ANY($1) AND s.position <= h.position",
     )
     .bind(streams)
     .fetch_all(connection)
@@ -41,6 +46,14 @@ pub(super) async fn find(connection: &mut PgConnection, streams: &[Uuid]) -> Res
 }
 
 impl Log {
+    /// The snapshot of a stream, if there is one. Its reader looks whether its fold made it.
+    ///
+    /// # Errors
+    /// [`LogError::Database`].
+    pub async fn snapshot(&self, stream_id: Uuid) -> Result<Option<Snapshot>, LogError> {
+        Ok(find(self.pool(), &[stream_id]).await?.pop())
+    }
+
     /// Stores snapshots of committed states, each with the epoch that it is of and only if it is newer than what is there.
     /// What the log has lost since, with its end, is left out.
     ///
