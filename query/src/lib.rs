@@ -56,6 +56,8 @@ pub struct QueryConfig {
     pub cache_bytes: u64,
     /// Connections to each of the views' servers.
     pub connections: u32,
+    /// How many of them may search and list products at once, for each server; the next one waits for its turn.
+    pub searches: u32,
     /// Bytes of the write-ahead log that a replica may be behind and still be read from.
     pub replica_lag_bytes: i64,
     /// How long a read may wait for the position in `Tidemark-After`.
@@ -69,6 +71,7 @@ impl Default for QueryConfig {
         Self {
             cache_bytes: 64 * 1024 * 1024,
             connections: 16,
+            searches: 4,
             replica_lag_bytes: 16 * 1024 * 1024,
             wait_within: Duration::from_secs(2),
             statement_within: Duration::from_secs(2),
@@ -179,12 +182,12 @@ pub(crate) fn log_away(error: &LogError) -> Problem {
     Problem::new(&problem::UNAVAILABLE, "the log cannot be read now").with_retry_after(1)
 }
 
-/// The database's errors, as clients see them.
 /// For those who waited for reads that came to nothing.
 pub(crate) fn too_late() -> Problem {
     Problem::new(&problem::UNAVAILABLE, "the views take too long to answer").with_retry_after(1)
 }
 
+/// The database's errors, as clients see them.
 pub(crate) fn unavailable(error: &sqlx::Error) -> Problem {
     tracing::warn!(%error, "cannot read the views");
     Problem::new(&problem::UNAVAILABLE, "the views cannot be read now").with_retry_after(1)

@@ -1,6 +1,5 @@
 //! Products: one by id, and lists with search, filters and sort orders.
 
-use std::fmt::Write;
 use std::time::Instant;
 
 use axum::body::Bytes;
@@ -186,6 +185,7 @@ async fn page(state: &QueryState, query: &str) -> Result<Ready, Problem> {
     let sort = Sort::read(&parameters, search.is_some())?;
     let min_price: Option<i64> = parameters.parse("min_price", "minor units")?;
     let max_price: Option<i64> = parameters.parse("max_price", "minor units")?;
+    let _turn = state.0.reads.turn_to_search().await?;
     // Before the tables are chosen: when readers are led to others, what was read of these is not kept.
     let (read_at, needed) = (Instant::now(), state.0.cache.needed_of_views(&[View::Products, View::Stock]));
     let cursor = parameters.cursor_that(|key: &SortKey| key.is_of(sort))?;
@@ -248,8 +248,8 @@ fn compose(
 /// One statement for one page. With words to search for, the matches are found first and sorted then; without, they come
 /// in order from the index of the sort column. Every parameter is bound.
 ///
-/// With words, no index but theirs can be used, whatever the values are: the other filters are of expressions. Else a plan
-/// for all values takes the index of prices, and looks for the words in tens of thousands of rows.
+/// With words, no index but theirs can be used, whatever the values are: the other filters and the order are of
+/// expressions. Else a plan for all values takes the index of prices, and looks for the words in tens of thousands of rows.
 fn statement(
     Tables { products, stock, .. }: Tables,
     parameters: &Parameters,
@@ -261,8 +261,13 @@ fn statement(
 ) -> String {
     let (column, kind, descending) = sort.order();
     let (direction, compare) = if descending { ("DESC", "<") } else { ("ASC", ">") };
-    let (department, price) =
-        if searching { ("department || ''", "price_amount + 0") } else { ("department", "price_amount") };
+    let term = |column: &str| match column {
+        "relevance" => format!("ts_rank(search, {WORDS})"),
+        _ if !searching => column.to_owned(),
+        "name" | "department" => format!("({column} || '')"),
+        number => format!("({number} + 0)"),
+    };
+    let sorted_by = term(column);
     let mut filters = String::from("status = 'published'");
     let mut filter = |wanted: bool, condition: String| {
         if wanted {
@@ -271,48 +276,22 @@ fn statement(
         }
     };
     filter(searching, format!("search @@ {WORDS}"));
-    filter(parameters.get("department").is_some(), format!("{department} = $3"));
-    filter(min_price.is_some(), format!("{price} >= $4"));
-    filter(max_price.is_some(), format!("{price} <= $5"));
-    let continuation =
-        if continued { format!("({column}, id) {compare} ($6::{kind}, $7::uuid)") } else { String::new() };
-    let mut sql = String::new();
+    filter(parameters.get("department").is_some(), format!("{} = $3", term("department")));
+    filter(min_price.is_some(), format!("{} >= $4", term("price_amount")));
+    filter(max_price.is_some(), format!("{} <= $5", term("price_amount")));
+    filter(continued, format!("({sorted_by}, id) {compare} ($6::{kind}, $7::uuid)"));
     // What is not used must still have a type.
     let types = "$2::text IS NULL, $3::text IS NULL, $4::bigint IS NULL, $5::bigint IS NULL, $6::text IS NULL, \
                  $7::uuid IS NULL";
-    let relevance = if sort == Sort::Relevance {
-        format!("ts_rank(search, {WORDS}) AS relevance, ")
-    } else {
-        String::new()
-    };
-    let chosen = if searching {
-        write!(
-            sql,
-            "WITH matches AS MATERIALIZED (SELECT {relevance}id, name, price_amount, created_position \
-             FROM views.products_{products} WHERE {filters}), \
-             chosen AS MATERIALIZED (SELECT id, {column} AS sorted_by FROM matches {} \
-             ORDER BY {column} {direction}, id {direction} LIMIT $1) ",
-            if continued { format!("WHERE {continuation}") } else { String::new() }
-        )
-    } else {
-        write!(
-            sql,
-            "WITH chosen AS MATERIALIZED (SELECT id, {column} AS sorted_by FROM views.products_{products} \
-             WHERE {filters} {} ORDER BY {column} {direction}, id {direction} LIMIT $1) ",
-            if continued { format!("AND {continuation}") } else { String::new() }
-        )
-    };
-    chosen.expect("writing into a string cannot fail");
-    write!(
-        sql,
-        "SELECT p.id, p.sku, p.name, p.description, p.department, p.price_amount, p.price_currency, \
+    format!(
+        "WITH chosen AS MATERIALIZED (SELECT id, {sorted_by} AS sorted_by FROM views.products_{products} \
+         WHERE {filters} ORDER BY {sorted_by} {direction}, id {direction} LIMIT $1) \
+         SELECT p.id, p.sku, p.name, p.description, p.department, p.price_amount, p.price_currency, \
          COALESCE(s.available, 0), p.status, p.version, h.number, c.sorted_by::text, {types} \
          FROM views.head h LEFT JOIN (chosen c JOIN views.products_{products} p ON p.id = c.id \
          LEFT JOIN views.stock_{stock} s ON s.product_id = p.id) ON true \
          ORDER BY c.sorted_by {direction}, c.id {direction}"
     )
-    .expect("writing into a string cannot fail");
-    sql
 }
 
 /// Words as a query of the full-text search (`to_tsquery`): all of them must occur, longer ones also as beginnings.
@@ -340,19 +319,27 @@ mod tests {
     #[test]
     fn a_search_uses_no_index_but_that_of_its_words() {
         let all = "department=D&min_price=1&max_price=2";
-        let of = |query: &str, searching: bool| {
+        let of = |query: &str, searching: bool, sort: Sort| {
             let parameters = Parameters::read(Some(query), PARAMETERS).unwrap();
             let tables = Tables { products: 1, stock: 1, orders: 1 };
-            statement(tables, &parameters, searching, Sort::Newest, false, Some(1), Some(2))
+            statement(tables, &parameters, searching, sort, true, Some(1), Some(2))
         };
-        let indexed = ["AND department = $3", "AND price_amount >= $4", "AND price_amount <= $5"];
-        let (searching, listing) = (of(&format!("q=word&{all}"), true), of(all, false));
-        for condition in indexed {
-            assert!(!searching.contains(condition), "{searching}");
-            assert!(listing.contains(condition), "{listing}");
-        }
-        for condition in ["department || '' = $3", "price_amount + 0 >= $4", "price_amount + 0 <= $5"] {
-            assert!(searching.contains(condition), "{searching}");
+        for (sort, column, plain) in [
+            (Sort::Newest, "created_position", "(created_position + 0)"),
+            (Sort::Price { descending: false }, "price_amount", "(price_amount + 0)"),
+            (Sort::Name { descending: true }, "name", "(name || '')"),
+        ] {
+            let (searching, listing) = (of(&format!("q=word&{all}"), true, sort), of(all, false, sort));
+            let order = |by: &str| [format!("ORDER BY {by} "), format!("AND ({by}, id)")];
+            let filters = ["AND department = $3", "AND price_amount >= $4", "AND price_amount <= $5"];
+            for condition in filters.map(str::to_owned).iter().chain(&order(column)) {
+                assert!(!searching.contains(condition), "{searching}");
+                assert!(listing.contains(condition), "{listing}");
+            }
+            let filters = ["(department || '') = $3", "(price_amount + 0) >= $4", "(price_amount + 0) <= $5"];
+            for condition in filters.map(str::to_owned).iter().chain(&order(plain)) {
+                assert!(searching.contains(condition), "{searching}");
+            }
         }
     }
 

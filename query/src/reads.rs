@@ -14,11 +14,12 @@ use sqlx::{AssertSqlSafe, Connection, PgPool, Postgres, Row};
 use tidemark_events::silence::in_time;
 use tidemark_http::problem::Problem;
 use tidemark_views::body::number_of;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use crate::QueryConfig;
 use crate::feed::Standing;
-use crate::unavailable;
+use crate::{too_late, unavailable};
 
 /// How often replicas are compared with the primary.
 const COMPARE_EVERY: Duration = Duration::from_millis(200);
@@ -73,6 +74,8 @@ pub(crate) struct Reads {
     replicas: Vec<Replica>,
     next: AtomicUsize,
     lag_bytes: i64,
+    searches: Semaphore,
+    searches_within: Duration,
 }
 
 /// How a statement is planned where no pooler is between: through one, for its values.
@@ -169,7 +172,19 @@ impl Reads {
             replicas: servers.replicas.iter().enumerate().map(replica).collect(),
             next: AtomicUsize::new(0),
             lag_bytes: config.replica_lag_bytes,
+            searches: Semaphore::new(config.searches as usize * (1 + servers.replicas.len())),
+            searches_within: config.statement_within,
         }
+    }
+
+    /// A search reads hundreds of rows where a body is one. As many at once as there are connections only take the
+    /// processors from each other, and every connection from the rest; so a few go at a time, in their order.
+    ///
+    /// # Errors
+    /// 503 when that takes too long.
+    pub(crate) async fn turn_to_search(&self) -> Result<SemaphorePermit<'_>, Problem> {
+        let turn = tokio::time::timeout(self.searches_within, self.searches.acquire()).await;
+        turn.ok().and_then(Result::ok).ok_or_else(too_late)
     }
 
     /// The rows of a statement whose rows all have the column `number`, seen at `needed` or later.

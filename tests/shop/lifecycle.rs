@@ -4,8 +4,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use sqlx::{Connection, PgConnection};
 
-use crate::harness::{folder, tidemark, until};
+use crate::harness::{Postgres, Shop, folder, tidemark, until};
 
 async fn start(data: &Path) -> (tokio::process::Child, String) {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -72,6 +73,17 @@ async fn data_outlives_every_kind_of_end() {
         .unwrap();
     assert_eq!(published.status(), 200);
 
+    // A statement that takes long is told in the server's log, but not what was bound to it.
+    let socket = data.join("run").to_str().unwrap().replace('/', "%2F");
+    let mut there = PgConnection::connect(&format!("postgres://tidemark@{socket}/tidemark")).await.unwrap();
+    sqlx::query("SELECT pg_sleep(1.1) IS NULL, $1")
+        .bind("bound-and-secret")
+        .execute(&mut there)
+        .await
+        .unwrap();
+    let told = std::fs::read_to_string(data.join("postgres.log")).unwrap();
+    assert!(told.contains("pg_sleep") && !told.contains("bound-and-secret"), "{told}");
+
     let second =
         tidemark().args(["up", "--listen", "127.0.0.1:0", "--data-dir"]).arg(&data).output().await.unwrap();
     assert_eq!(second.status.code(), Some(2));
@@ -125,4 +137,39 @@ async fn a_second_signal_ends_it_at_once_and_leaves_nothing_running() {
     shop.wait().await.unwrap();
     until("PostgreSQL ends", async || test_kill_process(postgres).err()).await;
     assert!(!data.join("postgres/postmaster.pid").exists());
+}
+
+#[tokio::test]
+async fn who_waits_for_a_database_ends_when_told_to() {
+    const AWAY: &str = "postgres://nobody@127.0.0.1:1/away";
+    let postgres = Postgres::start().await;
+    let url = postgres.database().await;
+    // The log and the views have their schemas; the keys of personal data are away.
+    let _begun = Shop::on(&url).await;
+    for (name, variables) in [
+        ("command", vec![("TIDEMARK_LOG_URL", AWAY)]),
+        ("command", vec![("TIDEMARK_LOG_URL", &url), ("TIDEMARK_VAULT_URL", AWAY)]),
+        ("projector", vec![("TIDEMARK_LOG_URL", &url), ("TIDEMARK_VIEWS_URL", AWAY)]),
+        (
+            "query",
+            vec![("TIDEMARK_LOG_URL", &url), ("TIDEMARK_VIEWS_URL", &url), ("TIDEMARK_VAULT_URL", AWAY)],
+        ),
+        ("up", vec![("DATABASE_URL", &url), ("TIDEMARK_VAULT_URL", AWAY)]),
+    ] {
+        let data = folder();
+        let (mut process, words) = tidemark()
+            .args([name, "--listen", "127.0.0.1:0"])
+            .env("TIDEMARK_DATA_DIR", data.path())
+            .envs(variables.iter().copied())
+            .spawn_with_words()
+            .unwrap();
+        let waits = async || {
+            let words = std::fs::read_to_string(&words).unwrap();
+            words.contains("does not answer, trying again").then_some(())
+        };
+        until("it waits", waits).await;
+        signal(&process, Signal::TERM);
+        let ended = tokio::time::timeout(Duration::from_secs(5), process.wait()).await;
+        assert!(ended.expect("it ends").unwrap().success(), "{name}");
+    }
 }

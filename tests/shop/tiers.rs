@@ -488,7 +488,7 @@ async fn in_a_quiet_shop_who_follows_redis_knows_again_where_the_views_stand_aft
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_in_memory_is_served_while_searches_hold_every_connection() {
+async fn what_is_in_memory_is_served_while_reads_hold_every_connection() {
     let parts = Parts::open().await;
     let url = parts.redis.url();
     let query = parts.query(&[("TIDEMARK_REDIS_URL", &url), ("TIDEMARK_CACHE_MIB", "16")]).await;
@@ -505,14 +505,9 @@ async fn what_is_in_memory_is_served_while_searches_hold_every_connection() {
     let mut held = pool.begin().await.unwrap();
     sqlx::query("LOCK TABLE views.products_1 IN ACCESS EXCLUSIVE MODE").execute(&mut *held).await.unwrap();
     let end = Instant::now() + Duration::from_secs(8);
-    let searches = futures_util::future::join_all((0..200).map(|client| {
-        let query = &query;
-        async move {
-            let mut number = 0;
-            while Instant::now() < end {
-                number += 1;
-                query.get(&format!("/v1/products?q=word{client}x{number}"), None, &[]).await;
-            }
+    let others = futures_util::future::join_all((0..200).map(|_| async {
+        while Instant::now() < end {
+            query.get(&format!("/v1/products/{}", uuid::Uuid::now_v7()), None, &[]).await;
         }
     }));
     let reads = async {
@@ -526,8 +521,53 @@ async fn what_is_in_memory_is_served_while_searches_hold_every_connection() {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     };
+    tokio::join!(others, reads);
+    held.rollback().await.unwrap();
+}
+
+/// Who searches takes no connection from who reads what he has ordered, and is told when it takes too long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn searches_that_hang_leave_connections_to_others() {
+    let parts = Parts::open().await;
+    let query = parts.query(&[("TIDEMARK_CACHE_MIB", "0")]).await;
+    let product = parts.command.product("M", 5).await;
+    let order = parts.command.order(&product, 1, "m-1").await.unwrap();
+    let path = format!("/v1/orders/{}", order.body["id"].as_str().unwrap());
+    let position = [("Tidemark-After", order.header("tidemark-position"))];
+    assert_eq!(query.get(&path, Some(&query.customer), &position).await.status, 200);
+    let pool = parts.views().await;
+    let mut held = pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE views.products_1 IN ACCESS EXCLUSIVE MODE").execute(&mut *held).await.unwrap();
+    let end = Instant::now() + Duration::from_secs(5);
+    let searches = futures_util::future::join_all((0..100).map(|client| {
+        let query = &query;
+        async move {
+            let mut number = 0;
+            while Instant::now() < end {
+                number += 1;
+                let begun = Instant::now();
+                let found = query.get(&format!("/v1/products?q=word{client}x{number}"), None, &[]).await;
+                assert_eq!((found.status, found.problem()), (503, "unavailable"), "{}", found.text);
+                assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+            }
+        }
+    }));
+    let reads = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        while Instant::now() < end {
+            let begun = Instant::now();
+            let read = query.get(&path, Some(&query.customer), &[]).await;
+            assert_eq!(read.status, 200, "{}", read.text);
+            assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
     tokio::join!(searches, reads);
     held.rollback().await.unwrap();
+    until("searches are answered again", async || {
+        (query.get("/v1/products?q=thing", None, &[]).await.status == 200).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -335,6 +335,8 @@ const SETTINGS: &[&str] = &[
     "jit=off",
     "autovacuum_naptime=20s",
     "log_min_duration_statement=1s",
+    // What is bound may be a password's hash, and a batch of rows is megabytes.
+    "log_parameter_max_length=0",
     "log_checkpoints=off",
 ];
 

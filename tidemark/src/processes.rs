@@ -16,7 +16,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::config::{CommandOptions, ProjectorOptions, QueryOptions, ServeOptions};
 use crate::database::{begin_on, pool, wait_for_schema};
-use crate::service::{Health, join, listen, router, serve_until, stop_on_signals};
+use crate::service::{Health, join, listen, router, serve_until, stop_on_signals, unless_stopped};
 use crate::up::{END_WITHIN, LOG_CONNECTIONS, PROJECTOR_CONNECTIONS};
 use crate::{Failure, accounts};
 
@@ -76,10 +76,7 @@ impl Process {
             }
             Ok::<_, Failure>(log)
         };
-        let log = tokio::select! {
-            databases = databases => databases?,
-            () = stop.cancelled() => return Ok(None),
-        };
+        let Some(log) = unless_stopped(&stop, databases).await? else { return Ok(None) };
         let parts_stop = CancellationToken::new();
         let metrics = tidemark_http::metrics::install(parts_stop.clone())
             .map_err(|error| Failure::Configuration(format!("the metrics registry: {error}")))?;
@@ -140,7 +137,8 @@ pub(crate) async fn command(options: CommandOptions) -> Result<(), Failure> {
     let Some(mut process) = begun else { return Ok(()) };
     let database = &options.log.log_url;
     let data_dir = || options.key.data_dir();
-    let vault = accounts::vault(&options.vault, database, data_dir).await?;
+    let vault = accounts::vault(&options.vault, database, data_dir);
+    let Some(vault) = unless_stopped(&process.stop, vault).await? else { return Ok(()) };
     let public_url = options.serve.front.public_url(options.serve.listen);
     let sign = Arc::clone(&keys.sign);
     let accounts::Opened { accounts, steward } =
@@ -204,8 +202,8 @@ pub(crate) async fn query(options: QueryOptions) -> Result<(), Failure> {
         Process::begin(&options.serve, &options.log.log_url, LOG_CONNECTIONS, Some(views), Schemas::Need)
             .await?;
     let Some(mut process) = begun else { return Ok(()) };
-    let vault =
-        accounts::vault_to_read(&options.vault, &options.log.log_url, || options.key.data_dir()).await?;
+    let vault = accounts::vault_to_read(&options.vault, &options.log.log_url, || options.key.data_dir());
+    let Some(vault) = unless_stopped(&process.stop, vault).await? else { return Ok(()) };
     process.parts.extend(keys.watch(process.parts_stop.clone()));
     let log_url = options.log.log_url.clone();
     process.parts.push(accounts::follow_revocations(&access, log_url, process.parts_stop.clone()));

@@ -70,6 +70,14 @@ pub(crate) async fn serve_until(
     served.map_err(Failure::io("serving"))
 }
 
+/// What a process begins with; `None`: it was told to stop meanwhile.
+pub(crate) async fn unless_stopped<T>(
+    stop: &CancellationToken,
+    begun: impl Future<Output = Result<T, Failure>>,
+) -> Result<Option<T>, Failure> {
+    stop.run_until_cancelled(begun).await.transpose()
+}
+
 /// The first signal ends the shop in order, the second at once.
 pub(crate) fn stop_on_signals(stop: &CancellationToken) -> Result<(), Failure> {
     let cannot = "cannot take signals";

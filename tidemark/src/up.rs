@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::UpOptions;
 use crate::database::{Database, data_dir};
 use crate::keys::TokenKeys;
-use crate::service::{Health, join, listen, router, serve_until, stop_on_signals};
+use crate::service::{Health, join, listen, router, serve_until, stop_on_signals, unless_stopped};
 use crate::{Failure, accounts};
 
 /// Connections for reading the log.
@@ -30,10 +30,8 @@ pub(crate) async fn run(options: UpOptions) -> Result<(), Failure> {
     stop_on_signals(&stop)?;
     data_dir(options.data.data_dir.as_deref())?;
     let listener = listen(options.serve.listen).await?;
-    let database = tokio::select! {
-        database = Database::open(&options.data, true) => database?,
-        () = stop.cancelled() => return Ok(()),
-    };
+    let opened = Database::open(&options.data, true);
+    let Some(database) = unless_stopped(&stop, opened).await? else { return Ok(()) };
     let served = shop(&options, listener, &database, stop).await;
     database.close().await?;
     tracing::info!("stopped");
@@ -54,7 +52,8 @@ async fn shop(
     let keys = TokenKeys::open(data_dir, &options.key)?;
     let access = keys.access.clone();
     let log = database.log(LOG_CONNECTIONS).await?;
-    let vault = accounts::vault(&options.vault, &database.options, data_dir).await?;
+    let vault = accounts::vault(&options.vault, &database.options, data_dir);
+    let Some(vault) = unless_stopped(&stop, vault).await? else { return Ok(()) };
     let public_url = options.serve.front.public_url(options.serve.listen);
     let sign = Arc::clone(&keys.sign);
     let accounts::Opened { accounts, steward } = accounts::open(

@@ -113,7 +113,8 @@ async fn apply(
         fold(&mut products, event, fact)?;
     }
     let mut products: Vec<(Uuid, Product)> = products.into_iter().collect();
-    products.sort_unstable_by_key(|(id, _)| *id);
+    // What is found together has words in common, and often begins with them: side by side, it takes fewer pages to read.
+    products.sort_unstable_by(|(_, one), (_, other)| one.name.cmp(&other.name));
     store(connection, instance, &products).await?;
     Ok(products.into_iter().map(|(id, _)| id).collect())
 }
