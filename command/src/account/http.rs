@@ -712,9 +712,24 @@ async fn change_password(
     added.map_err(|error| unavailable(&error))?;
     let (old, kept_session) = (known.state.credential_id, actor.session);
     let command = AccountCommand::ChangePassword { account_id, old, new, kept_session };
-    let (accepted, head) = submit(&state, actor.label(), flow, command).await?;
+    let (accepted, head) = match submit(&state, actor.label(), flow, command).await {
+        Ok(done) => done,
+        Err(problem) => {
+            forget_refused(accounts, new, &problem).await;
+            return Err(problem);
+        }
+    };
     end_sessions(accounts, account_id, accepted.position, kept_session).await?;
     Ok(done(head))
+}
+
+/// Forgets the hash of a password that was refused; unless it is not known what came of it.
+async fn forget_refused(accounts: &Accounts, credential_id: Uuid, problem: &Problem) {
+    if problem.status().is_client_error()
+        && let Err(error) = accounts.store().remove_credential(credential_id).await
+    {
+        tracing::warn!(%error, credential = %credential_id, "the hash of a password that was refused stays");
+    }
 }
 
 /// What the steward would do, at once.
@@ -793,10 +808,7 @@ async fn reset(
             Ok(done(head))
         }
         Err(problem) => {
-            // Unless it is not known what came of it.
-            if problem.status().is_client_error() {
-                accounts.store().remove_credential(credential_id).await.ok();
-            }
+            forget_refused(accounts, credential_id, &problem).await;
             Err(void(problem))
         }
     }

@@ -193,6 +193,7 @@ impl Steward {
             }
             Fact::Account(AccountEvent::PasswordChanged(changed)) => {
                 store.end_sessions_before(account_id, event.position, changed.kept_session).await?;
+                store.remove_credentials_before(account_id, changed.credential_id, event.recorded_at).await?;
                 mail(Kind::PasswordChanged, None, None)
             }
             Fact::Account(AccountEvent::RoleGranted(_) | AccountEvent::AccountDeactivated(_)) => {

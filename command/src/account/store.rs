@@ -5,6 +5,7 @@ use std::time::Duration;
 use aws_lc_rs::digest;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool, Row};
 use uuid::Uuid;
 use zeroize::Zeroizing;
@@ -137,6 +138,29 @@ impl Store {
             .bind(id)
             .execute(&self.pool)
             .await?;
+        Ok(())
+    }
+
+    /// Forgets the hashes of an account that were made for good before a new one counted. What is younger may belong to
+    /// a change that is on its way.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn remove_credentials_before(
+        &self,
+        account_id: Uuid,
+        new: Uuid,
+        counted_at: DateTime<Utc>,
+    ) -> Result<(), sqlx::Error> {
+        sqlx::query(
+            "DELETE FROM accounts.credentials WHERE account_id = $1 AND credential_id <> $2 \
+             AND made_at < $3::timestamptz - interval '1 minute'",
+        )
+        .bind(account_id)
+        .bind(new)
+        .bind(counted_at)
+        .execute(&self.pool)
+        .await?;
         Ok(())
     }
 
