@@ -185,7 +185,7 @@ async fn page(state: &QueryState, query: &str) -> Result<Ready, Problem> {
     let sort = Sort::read(&parameters, search.is_some())?;
     let min_price: Option<i64> = parameters.parse("min_price", "minor units")?;
     let max_price: Option<i64> = parameters.parse("max_price", "minor units")?;
-    let _turn = state.0.reads.turn_to_search().await?;
+    let turn = state.0.reads.turn_to_search().await?;
     // Before the tables are chosen: when readers are led to others, what was read of these is not kept.
     let (read_at, needed) = (Instant::now(), state.0.cache.needed_of_views(&[View::Products, View::Stock]));
     let cursor = parameters.cursor_that(|key: &SortKey| key.is_of(sort))?;
@@ -211,6 +211,7 @@ async fn page(state: &QueryState, query: &str) -> Result<Ready, Problem> {
     // Without words, the best way depends on how many products have such a price.
     let planned = if parameters.get("q").is_some() { Planned::Once } else { Planned::ForItsValues };
     let (number, rows) = state.0.reads.rows(&state.0.standing, needed, &sql, planned, arguments).await?;
+    drop(turn);
     compose(&parameters, &rows, limit, number, read_at).map_err(|error| unavailable(&error))?
 }
 
