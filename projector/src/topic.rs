@@ -136,24 +136,39 @@ async fn take(
 ) -> Result<(), ProjectorError> {
     let name = target.projection.name();
     let labels = [("name", name.to_owned()), ("instance", target.instance.to_string())];
+    let newest = log.wake().borrow().epoch;
     let mut taking = Vec::with_capacity(workers.len());
     for worker in workers {
         let mut events = Vec::new();
         let (mut read_to, mut strays) = (BTreeMap::new(), Vec::new());
-        let mut repeated = 0;
+        let (mut repeated, mut lost) = (0, 0);
         for (&partition, at) in worker.checkpoints() {
-            let Some(portion) = records.remove(&partition) else { continue };
-            strays.extend(portion.strays.into_iter().map(|stray| (partition, stray)));
-            let Some(to) = portion.to else { continue };
+            let Some(mut portion) = records.remove(&partition) else { continue };
+            strays.extend(portion.strays.drain(..).map(|stray| (partition, stray)));
+            let Some(mut to) = portion.to else { continue };
             if to.epoch < at.epoch {
                 repeated += portion.events.len();
                 continue;
+            }
+            if to.epoch < newest
+                && let Some(end) = log.epoch_end(to.epoch).await?
+                && end < to.position
+            {
+                // The topic keeps what the log has lost since, with its end; who has not read it yet passes over it.
+                let count = portion.events.len();
+                portion.events.retain(|event| event.position <= end);
+                lost += count - portion.events.len();
+                if end <= at.position {
+                    continue;
+                }
+                to.position = end;
             }
             repeated += portion.events.iter().filter(|event| event.position <= at.position).count();
             events.extend(portion.events);
             read_to.insert(partition, (to, portion.offset));
         }
         metrics::counter!("tidemark_projection_repeated_total", &labels).increment(repeated as u64);
+        metrics::counter!("tidemark_projection_lost_total", &labels).increment(lost as u64);
         metrics::counter!("tidemark_projection_strays_total", &labels).increment(strays.len() as u64);
         // What belongs together has one key, and so one partition; this order is only what the log has, too.
         events.sort_unstable_by_key(|event| event.position);

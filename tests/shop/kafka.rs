@@ -334,6 +334,17 @@ async fn a_log_that_lost_its_end_is_published_anew_from_the_fork_and_views_beyon
         !back.status.success() && words.contains("lost its end"),
         "no way back to what was lost: {words}"
     );
+
+    // Views that begin now pass over what the topic still has of the lost end.
+    let late = elsewhere.database().await;
+    let settings = [
+        ("TIDEMARK_VIEWS_URL", late.as_str()),
+        ("TIDEMARK_KAFKA_BROKERS", address.as_str()),
+        ("TIDEMARK_KAFKA_GROUP", "late"),
+    ];
+    let _late = Shop::part("projector", &url, &settings).await;
+    let pool_late = sqlx::PgPool::connect(&late).await.unwrap();
+    same_at(one_more(&service, &product, "last").await, &pool_late, &pool_views).await;
 }
 
 /// The same backup twice, with work in between: it knows nothing of the epoch that was begun after it was restored first.
@@ -349,6 +360,7 @@ async fn a_backup_that_is_restored_again_begins_an_epoch_that_there_never_was() 
     let pool_views = PgPool::connect(&views).await.unwrap();
     let pool_of_log = PgPool::connect(&views_of_log).await.unwrap();
     let product = service.product("R", 100).await;
+    topic_is_the_log(&broker, &service.pool().await).await;
     postgres.kill();
     postgres.copy_as_replica();
     let restored = async |name: &str| {
@@ -405,6 +417,25 @@ async fn a_backup_that_is_restored_again_begins_an_epoch_that_there_never_was() 
         .collect();
     published.sort_unstable_by_key(|event| event.position);
     assert_eq!(published, log);
+    // Views that begin now pass over the epoch that the log never had.
+    let (from_topic, from_log) = (elsewhere.database().await, elsewhere.database().await);
+    let settings = [
+        ("TIDEMARK_VIEWS_URL", from_topic.as_str()),
+        ("TIDEMARK_KAFKA_BROKERS", address.as_str()),
+        ("TIDEMARK_KAFKA_GROUP", "late"),
+    ];
+    let _late = Shop::part("projector", &url, &settings).await;
+    let _other = Shop::part("projector", &url, &[("TIDEMARK_VIEWS_URL", &from_log)]).await;
+    let pool_from_topic = PgPool::connect(&from_topic).await.unwrap();
+    let pool_from_log = PgPool::connect(&from_log).await.unwrap();
+    let last = one_more(&service, &product, "last").await;
+    same_at(last, &pool_from_topic, &pool_from_log).await;
+    let read: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM views.checkpoints WHERE source_offset IS NOT NULL")
+            .fetch_one(&pool_from_topic)
+            .await
+            .unwrap();
+    assert!(read > 0, "they did come from the topic");
 }
 
 /// Files that were copied and put back: the server cannot tell, so somebody has to say it.
