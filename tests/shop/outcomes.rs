@@ -239,6 +239,33 @@ async fn who_comes_behind_a_commit_whose_answer_is_lost_waits_for_the_truth() {
     }
 }
 
+/// Its client asks elsewhere meanwhile: what is refused there must not be done here afterwards.
+#[tokio::test]
+async fn what_nobody_waits_for_any_more_is_not_done() {
+    let postgres = Postgres::shared().await;
+    let url = postgres.database().await;
+    let (one, two) = (Shop::part("command", &url, &[]).await, Shop::part("command", &url, &[]).await);
+    let product = one.product("G", 100).await;
+    let pool = one.pool().await;
+    // One has decided before, and does not know what the other has appended since.
+    for (shop, key) in [(&two, "first"), (&one, "second")] {
+        assert_eq!(shop.order(&product, 1, key).await.unwrap().status, 201);
+    }
+    let mut holder = PgConnection::connect(&url).await.unwrap();
+    holder.execute("BEGIN; SELECT FROM log.head FOR UPDATE").await.unwrap();
+    let given_up = tokio::time::timeout(Duration::from_millis(700), two.order(&product, 1, "late")).await;
+    assert!(given_up.is_err(), "it waits for the log's lock");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    holder.execute("ROLLBACK").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(orders_placed(&pool).await, 2);
+    let asked_again = one.order(&product, 1, "late").await.unwrap();
+    assert_eq!((asked_again.status, asked_again.header("idempotency-replayed")), (201, ""));
+    let other = two.order(&product, 1, "another").await.unwrap();
+    assert_eq!(other.status, 201, "it goes on: {}", other.text);
+    assert_eq!(orders_placed(&pool).await, 4);
+}
+
 #[tokio::test]
 async fn views_that_a_crash_threw_back_catch_up_without_another_event() {
     let postgres = Postgres::start().await;

@@ -393,6 +393,13 @@ impl Loop {
             }
             Err(error) => return Err(Trouble::Away(error)),
         }
+        if group.iter().any(is_over) {
+            // Rare: it took long to come here, because this process was stopped, for one.
+            if in_time(ANSWERS_WITHIN, locked.release()).await.is_ok() {
+                self.connection = Some(connection);
+            }
+            return Err(Trouble::Again);
+        }
         let stored =
             in_time(ANSWERS_WITHIN, stored_answers(&mut locked, group)).await.map_err(Trouble::Away)?;
         let mut batch = Batch::at(self.head);
@@ -460,9 +467,8 @@ impl Loop {
             (batch, replies) = self.decide_swiftly(group);
         }
         // Refusals must rest on the log as it is, which only the lock or an append can tell.
-        let Some(replies) =
-            replies.filter(|_| !batch.is_empty() && batch.position() <= self.partitions.end())
-        else {
+        let fits = !batch.is_empty() && batch.position() <= self.partitions.end();
+        let Some(replies) = replies.filter(|_| fits && !group.iter().any(is_over)) else {
             self.forget_touched();
             return Ok(None);
         };
@@ -796,6 +802,12 @@ impl Loop {
             Err(error) => tracing::error!(%error, "making partitions ended badly"),
         }
     }
+}
+
+/// Whether its client has gone away, or was told to ask again. It may have done so, elsewhere, and been refused there: what
+/// is appended for it from now on would come as a surprise.
+fn is_over(job: &Job) -> bool {
+    job.reply.is_closed() || job.begin_before < Instant::now()
 }
 
 /// Leaves out whoever has waited too long or gone away; nothing was done for them.
