@@ -424,6 +424,15 @@ async fn while_the_primary_of_the_views_is_away_a_replica_answers() {
     let query = Shop::part("query", &parts_log, &settings).await;
     let path = format!("/v1/products/{product}");
     assert_eq!(query.get(&path, None, &[]).await.body["available"], 4);
+    // One that had not heard of the last change would be right not to answer.
+    let (primary, there) = (PgPool::connect(&views).await.unwrap(), PgPool::connect(&at).await.unwrap());
+    until("the replica has all that there is", async || {
+        let number = "SELECT number FROM views.head";
+        let known: i64 = sqlx::query_scalar(number).fetch_one(&primary).await.unwrap();
+        let has: i64 = sqlx::query_scalar(number).fetch_one(&there).await.unwrap();
+        (has == known).then_some(())
+    })
+    .await;
     postgres.kill();
     for _ in 0..20 {
         let answer = query.get(&path, None, &[]).await;
