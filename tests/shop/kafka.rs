@@ -10,8 +10,9 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rustix::process::{Pid, Signal, kill_process};
 use sqlx::{AssertSqlSafe, PgPool};
 use tidemark_events::RecordedEvent;
-use tidemark_events::log::{Filter, Log};
+use tidemark_events::log::{Filter, Head, Log};
 use tidemark_events::partition::{PARTITIONS, partition_of};
+use tidemark_kafka::record::Record;
 
 use crate::broker::Broker;
 use crate::harness::{Answer, Postgres, Shop, audit, until};
@@ -67,6 +68,18 @@ async fn topic_is_the_log(broker: &Broker, pool: &PgPool) {
         assert_eq!(found, expected, "partition {partition}");
         assert!(records.is_sorted_by_key(|record| record.at.position), "places go up");
     }
+}
+
+/// The topic's partitions, once each of them has come to the log's head.
+async fn content_with(broker: &Broker, head: Head) -> Vec<Vec<Record>> {
+    until("the epoch is published", async || {
+        let content = tokio::task::block_in_place(|| broker.content(TOPIC, PARTITIONS.into()));
+        let reached = |records: &Vec<Record>| {
+            records.last().is_some_and(|last| last.at.epoch == head.epoch && last.at >= head)
+        };
+        content.iter().all(reached).then_some(content)
+    })
+    .await
 }
 
 /// The rows of all live views, as text.
@@ -241,14 +254,7 @@ async fn a_log_that_lost_its_end_is_published_anew_from_the_fork_and_views_beyon
     let log: Vec<RecordedEvent> = events(&pool).await;
     let head = log.last().unwrap().position;
     assert!(head < beyond, "the log is shorter than what was published");
-    let content = until("the new epoch is published", async || {
-        let content = tokio::task::block_in_place(|| broker.content(TOPIC, PARTITIONS.into()));
-        let reached = |records: &Vec<tidemark_kafka::record::Record>| {
-            records.last().is_some_and(|record| record.at.epoch == epoch && record.at.position >= head)
-        };
-        content.iter().all(reached).then_some(content)
-    })
-    .await;
+    let content = content_with(&broker, Head { epoch, position: head }).await;
     let mut second: Vec<RecordedEvent> = Vec::new();
     for records in content {
         assert!(
@@ -401,14 +407,7 @@ async fn a_backup_that_is_restored_again_begins_an_epoch_that_there_never_was() 
     // Where the two histories part is not known: all of the log is published under its new epoch.
     let log = events(&service.pool().await).await;
     let head = log.last().unwrap().position;
-    let content = until("the second epoch is published", async || {
-        let content = tokio::task::block_in_place(|| broker.content(TOPIC, PARTITIONS.into()));
-        let reached = |records: &Vec<tidemark_kafka::record::Record>| {
-            records.last().is_some_and(|at| at.at.epoch == epoch_of(&second) && at.at.position >= head)
-        };
-        content.iter().all(reached).then_some(content)
-    })
-    .await;
+    let content = content_with(&broker, Head { epoch: epoch_of(&second), position: head }).await;
     let mut published: Vec<RecordedEvent> = content
         .into_iter()
         .flatten()
@@ -476,14 +475,7 @@ async fn a_log_whose_files_were_put_back_is_not_published_until_it_has_an_epoch_
     assert!(epoch_of(&kept) > 1);
     let log = events(&service.pool().await).await;
     let head = log.last().unwrap().position;
-    let content = until("the new epoch is published", async || {
-        let content = tokio::task::block_in_place(|| broker.content(TOPIC, PARTITIONS.into()));
-        let reached = |records: &Vec<tidemark_kafka::record::Record>| {
-            records.last().is_some_and(|at| at.at.epoch == epoch_of(&kept) && at.at.position >= head)
-        };
-        content.iter().all(reached).then_some(content)
-    })
-    .await;
+    let content = content_with(&broker, Head { epoch: epoch_of(&kept), position: head }).await;
     let mut published: Vec<RecordedEvent> = content
         .into_iter()
         .flatten()

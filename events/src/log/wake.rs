@@ -125,7 +125,10 @@ impl Log {
                 }
                 Ok(Ok(None)) => return Ok(()),
                 Ok(Err(error)) => return Err(error.into()),
-                Err(_elapsed) => self.committed(in_time(ANSWERS_WITHIN, self.head()).await?),
+                // The listener connects anew by itself, and may have been cut short while it did, without a word.
+                Err(_elapsed) => {
+                    in_time(ANSWERS_WITHIN, self.learn_head()).await?;
+                }
             }
         }
     }
