@@ -28,6 +28,7 @@ mod scratch;
 mod seed;
 mod shop;
 mod stats;
+mod steal;
 mod whole;
 mod wrk;
 

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::error::BenchError;
 use crate::stats::median;
+use crate::steal::Ticks;
 
 /// What a figure is held against.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -176,12 +177,28 @@ pub(crate) struct Report {
     pub(crate) conditions: Vec<String>,
     /// The figures.
     pub(crate) rows: Vec<Row>,
+    /// When the figure before the next one was added.
+    #[serde(skip)]
+    ticks: Option<Ticks>,
 }
 
 impl Report {
-    /// Adds a figure, or what kept it from being had; says so at once.
+    /// A report that begins now.
+    pub(crate) fn begin() -> Self {
+        Self { at: chrono::Utc::now(), ticks: Ticks::now(), ..Self::default() }
+    }
+
+    /// Adds a figure, or what kept it from being had; says so at once. What others took of the processors since the
+    /// one before is noted beside it.
     pub(crate) fn add(&mut self, name: &'static str, rows: Result<Vec<Row>, BenchError>) {
-        let rows = rows.unwrap_or_else(|error| vec![Row::broken(name, &error)]);
+        let mut rows = rows.unwrap_or_else(|error| vec![Row::broken(name, &error)]);
+        let now = Ticks::now();
+        if let Some(told) = now.zip(self.ticks).and_then(|(now, before)| now.told_since(before))
+            && let Some(first) = rows.first_mut()
+        {
+            first.notes.push(told);
+        }
+        self.ticks = now;
         for row in &rows {
             let [what, measured, _, ratio, ..] = row.cells();
             eprintln!("  {what}: {measured} {ratio}");

@@ -73,22 +73,36 @@ impl Whole {
 
     /// One more query service, which keeps nothing in its own memory.
     pub(crate) async fn query_without_memory(&self) -> Result<(SocketAddr, Background), BenchError> {
-        let address = shop::free_address().await?;
-        let database = |member, name| {
-            Ok::<_, BenchError>(format!("postgres://tidemark@{}/{name}", self.address(member)?))
-        };
         let mut query = self.tidemark()?;
         query
-            .args(["query", "--listen", &address.to_string()])
+            .arg("query")
             .env("TIDEMARK_CACHE_MIB", "0")
-            .env("TIDEMARK_LIMITS", shop::LIMITS)
-            .env("TIDEMARK_LOG_URL", database("postgres-log", "log")?)
-            .env("TIDEMARK_VIEWS_URL", database("postgres-views", "views")?)
-            .env("TIDEMARK_VIEWS_POOL_URL", database("pgbouncer", "views")?)
+            .env("TIDEMARK_VIEWS_URL", self.database("postgres-views", "views")?)
+            .env("TIDEMARK_VIEWS_POOL_URL", self.database("pgbouncer", "views")?)
             .env("TIDEMARK_REDIS_URL", self.redis_url()?);
-        let running = Background::start(query, &self.folder.join("query-without-memory.log"))?;
+        self.one_more(query, "query-without-memory.log").await
+    }
+
+    /// One more command service.
+    pub(crate) async fn command(&self) -> Result<(SocketAddr, Background), BenchError> {
+        let mut command = self.tidemark()?;
+        command.arg("command").env("TIDEMARK_KAFKA_BROKERS", self.address("kafka")?.to_string());
+        self.one_more(command, "command-3.log").await
+    }
+
+    async fn one_more(&self, mut member: Command, log: &str) -> Result<(SocketAddr, Background), BenchError> {
+        let address = shop::free_address().await?;
+        member
+            .args(["--listen", &address.to_string()])
+            .env("TIDEMARK_LIMITS", shop::LIMITS)
+            .env("TIDEMARK_LOG_URL", self.database("postgres-log", "log")?);
+        let running = Background::start(member, &self.folder.join(log))?;
         wait_for(address, std::time::Duration::from_secs(30)).await?;
         Ok((address, running))
+    }
+
+    fn database(&self, member: &str, name: &str) -> Result<String, BenchError> {
+        Ok(format!("postgres://tidemark@{}/{name}", self.address(member)?))
     }
 
     /// Redis.

@@ -188,37 +188,39 @@ impl Cluster {
         runs(pid).then_some(pid)
     }
 
-    /// Kills a member as a crash would; the supervisor launches it again at once.
-    pub(crate) async fn kill(&self, member: &str) {
+    /// Kills a member as a crash would; the supervisor launches it again at once. Whether it ran.
+    pub(crate) async fn kill(&self, member: &str) -> bool {
         self.watch(member, |watched| watched.killed = Some(Instant::now()));
-        if let Some(pid) = self.process(member) {
-            end(pid).await;
-        }
+        let Some(pid) = self.process(member) else { return false };
+        end(pid).await;
+        true
     }
 
-    /// Kills a member with all processes below it.
-    pub(crate) async fn kill_tree(&self, member: &str) {
+    /// Kills a member with all processes below it. Whether it ran.
+    pub(crate) async fn kill_tree(&self, member: &str) -> bool {
         let tree = self.process(member).map(tree_of).unwrap_or_default();
-        self.kill(member).await;
+        let killed = self.kill(member).await;
         for pid in tree {
             end(pid).await;
         }
+        killed
     }
 
     /// Kills one process below a member, such as one session of a PostgreSQL; which of those whose command line fits.
-    pub(crate) async fn kill_below(&self, member: &str, fits: &str, choice: usize) {
-        let Some(pid) = self.process(member) else { return };
+    /// Whether there was one.
+    pub(crate) async fn kill_below(&self, member: &str, fits: &str, choice: usize) -> bool {
+        let Some(pid) = self.process(member) else { return false };
         let below: Vec<Pid> =
             tree_of(pid).into_iter().filter(|pid| command_line(*pid).join(" ").contains(fits)).collect();
-        if let Some(pid) = below.get(choice % below.len().max(1)) {
-            end(*pid).await;
-        }
+        let Some(pid) = below.get(choice % below.len().max(1)) else { return false };
+        end(*pid).await;
+        true
     }
 
-    /// Kills a member and keeps it away until [`Cluster::let_back`].
-    pub(crate) async fn keep_away(&self, member: &str) {
+    /// Kills a member and keeps it away until [`Cluster::let_back`]. Whether it ran.
+    pub(crate) async fn keep_away(&self, member: &str) -> bool {
         self.watch(member, |watched| watched.away = true);
-        self.kill(member).await;
+        self.kill(member).await
     }
 
     /// Lets the supervisor launch a member again.
@@ -227,12 +229,10 @@ impl Cluster {
     }
 
     /// Stops a member and all processes below it from running, without their knowing; nobody once the cluster is being
-    /// stopped, when nobody would let it go on.
-    pub(crate) fn pause(&self, member: &str) {
+    /// stopped, when nobody would let it go on. Whether it ran.
+    pub(crate) fn pause(&self, member: &str) -> bool {
         let _watched = self.lock();
-        if !self.over.is_cancelled() {
-            self.signal_tree(member, Signal::STOP);
-        }
+        !self.is_over() && self.signal_tree(member, Signal::STOP)
     }
 
     /// Lets a paused member run again.
@@ -240,11 +240,17 @@ impl Cluster {
         self.signal_tree(member, Signal::CONT);
     }
 
-    fn signal_tree(&self, member: &str, signal: Signal) {
-        let Some(pid) = self.process(member) else { return };
+    /// Whether it is being stopped, or was.
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.is_cancelled()
+    }
+
+    fn signal_tree(&self, member: &str, signal: Signal) -> bool {
+        let Some(pid) = self.process(member) else { return false };
         for pid in std::iter::once(pid).chain(tree_of(pid)) {
             kill_process(pid, signal).ok();
         }
+        true
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Watched>> {

@@ -3,7 +3,7 @@
 //! Three lanes strike at the same time, each one member after the other: what writes go through, what feeds and serves
 //! the views, and what these stand on. In between, everything at once, and Kafka and Redis away for long, alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,8 +24,9 @@ const BACK_WITHIN: Duration = Duration::from_secs(45);
 /// How many times as long as asked for a run may take to come to its commands.
 const LONGER: u32 = 4;
 
-/// How long somebody who publishes is looked for.
-const LEADER_WITHIN: Duration = Duration::from_secs(5);
+/// How long somebody to strike is looked for: nobody publishes while a lease is being taken over, and who has just been
+/// killed is being launched.
+const SOMEBODY_WITHIN: Duration = Duration::from_secs(10);
 
 /// Between two looks whether a member is back.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -41,6 +42,13 @@ const FULL_FOR: Duration = Duration::from_secs(6);
 
 /// The fault that needs a disk of its own, which no run has that does not ask for it.
 pub(crate) const DISK_FULL: &str = "disk of postgres-log full";
+
+/// Whom the lanes strike, one after the other: everybody but nginx. The publisher is one of the command services.
+pub(crate) const LANES: [&[&str]; 3] = [
+    &["command", "publisher", "postgres-log"],
+    &["projector", "query"],
+    &["postgres-views", "postgres-replica", "redis", "kafka", "pgbouncer"],
+];
 
 /// The longest a member is paused, and a link is disturbed.
 const LONGEST_PAUSE: Duration = Duration::from_millis(2_500);
@@ -140,6 +148,8 @@ pub(crate) struct Plan {
 struct Lane {
     random: fastrand::Rng,
     on_the_way_of_writes: bool,
+    /// Whom it strikes in each round.
+    members: &'static [&'static str],
     /// Every fault once in each round, in an order of its own.
     kinds: Vec<Fault>,
     round: Vec<Fault>,
@@ -205,14 +215,20 @@ impl Plan {
         below.extend(disturb(Way::Views));
         let away: Vec<String> = ["kafka", "redis"].iter().flat_map(|member| cluster.like(member)).collect();
         let wanted = |fault: &Fault| only.is_empty() || only.iter().any(|word| fault.name().contains(word));
-        let mut lane = |kinds: Vec<Fault>, on_the_way_of_writes| Lane {
+        let mut lane = |kinds: Vec<Fault>, members, on_the_way_of_writes| Lane {
             random: random.fork(),
             on_the_way_of_writes,
+            members,
             kinds: kinds.into_iter().filter(|fault| wanted(fault)).collect(),
             round: Vec::new(),
         };
+        let [of_writes, of_views, of_below] = LANES;
         Self {
-            lanes: vec![lane(writes, true), lane(views, false), lane(below, false)],
+            lanes: vec![
+                lane(writes, of_writes, true),
+                lane(views, of_views, false),
+                lane(below, of_below, false),
+            ],
             exclusive: [Fault::Everything, Fault::Gone(away, gone_for)].into_iter().filter(wanted).collect(),
         }
     }
@@ -227,6 +243,8 @@ pub(crate) struct Arena {
     pub(crate) began: Instant,
     http: reqwest::Client,
     struck: Mutex<Vec<Struck>>,
+    /// Whom lanes strike that have come to the end of a round.
+    due: Mutex<BTreeSet<&'static str>>,
     /// Taken by a lane for each fault, and alone by what strikes alone.
     turn: RwLock<()>,
 }
@@ -249,6 +267,7 @@ impl Arena {
             began,
             http: http.unwrap_or_default(),
             struck: Mutex::default(),
+            due: Mutex::default(),
             turn: RwLock::new(()),
         }
     }
@@ -282,6 +301,12 @@ impl Arena {
         self.struck.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Those whom at least one fault must have struck: their lane was through with all of its faults. A machine may be
+    /// too slow for that.
+    pub(crate) fn due(&self) -> BTreeSet<&'static str> {
+        self.due.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     async fn run(self: Arc<Self>, mut lane: Lane, over: CancellationToken) {
         while !over.is_cancelled() {
             tokio::time::timeout(lane.gap(), over.cancelled()).await.ok();
@@ -292,122 +317,137 @@ impl Arena {
             let Some(fault) = lane.next() else { return };
             self.one(fault, lane.on_the_way_of_writes).await;
             drop(turn);
+            if lane.round.is_empty() {
+                self.due.lock().unwrap_or_else(PoisonError::into_inner).extend(lane.members);
+            }
         }
     }
 
     /// One fault, until what it broke is back. What Kafka needs to come up, other faults need not wait for: it is seen
-    /// to apart.
+    /// to apart, and so is what takes too long. A fault that strikes nothing is none.
     async fn one(self: &Arc<Self>, fault: Fault, on_the_way_of_writes: bool) {
-        let from = self.began.elapsed();
         let name = fault.name();
+        let Some(fault) = self.aimed(fault).await else {
+            tracing::warn!(name, "there is nobody to strike");
+            return;
+        };
+        let from = self.began.elapsed();
         tracing::info!(at = from.as_secs_f32(), ?fault, "strikes");
-        let members = self.inflict(fault).await;
+        let Some(members) = self.inflict(fault).await else {
+            tracing::warn!(name, "nothing was struck");
+            return;
+        };
         let (later, first): (Vec<String>, Vec<String>) =
             members.into_iter().partition(|member| member == "kafka");
-        let back = self.is_back(&first, on_the_way_of_writes, BACK_WITHIN).await;
+        let back = self.is_back(&first, on_the_way_of_writes, Some(Instant::now() + BACK_WITHIN)).await;
+        let in_time = back.is_some();
+        let back = back.filter(|_| later.is_empty());
         let number = {
             let mut struck = self.struck.lock().unwrap_or_else(PoisonError::into_inner);
             let over = self.began.elapsed();
             struck.push(Struck { name: name.clone(), on_the_way_of_writes, from, over, back });
             struck.len() - 1
         };
-        if !later.is_empty() {
+        if !in_time {
+            tracing::warn!(name, ?first, "not back in time, going on");
+        }
+        if back.is_none() {
+            let missing = if in_time { later } else { [first, later].concat() };
             let arena = Arc::clone(self);
             tokio::spawn(async move {
-                let back = arena.is_back(&later, false, BACK_WITHIN).await;
+                let back = arena.is_back(&missing, on_the_way_of_writes && !in_time, None).await;
                 let mut struck = arena.struck.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Some(fault) = struck.get_mut(number) {
                     fault.back = back;
                 }
             });
         }
-        if back.is_none() {
-            tracing::warn!(name, ?first, "not back in time, going on");
-        }
     }
 
-    /// Breaks it, and mends what does not mend itself. Returns whom to wait for.
-    async fn inflict(&self, fault: Fault) -> Vec<String> {
-        let cluster = &self.cluster;
-        match fault {
-            Fault::Kill(member) => {
-                cluster.kill(&member).await;
-                vec![member]
-            }
-            Fault::Pause(member, time) => self.pause(member, time).await,
-            Fault::KillSession(member, choice) => {
-                cluster.kill_below(&member, "127.0.0.1", choice).await;
-                vec![member]
-            }
-            Fault::KillLeader => match self.leader().await {
-                Some(leader) => {
-                    cluster.kill(&leader).await;
-                    vec![leader]
-                }
-                None => Vec::new(),
-            },
-            Fault::PauseLeader(time) => match self.leader().await {
-                Some(leader) => self.pause(leader, time).await,
-                None => Vec::new(),
-            },
-            Fault::Disturb(way, weather, time) => {
-                let link = if way == Way::Log { &self.links.log } else { &self.links.views };
-                link.set(weather);
-                tokio::time::sleep(time).await;
-                link.set(Weather::Fair);
-                Vec::new()
-            }
-            Fault::Gone(members, time) => {
-                for member in &members {
-                    cluster.keep_away(member).await;
-                }
-                tokio::time::sleep(time).await;
-                for member in &members {
-                    cluster.let_back(member);
-                }
-                members
-            }
-            Fault::DiskFull(time) => {
-                let Some(disk) = &self.disk else { return Vec::new() };
-                cluster.forgive(LOG);
-                let filled = block_in_place(|| disk.fill());
-                tokio::time::sleep(time).await;
-                cluster.forgive(LOG);
-                if let Err(error) = filled.and_then(|()| block_in_place(|| disk.free())) {
-                    tracing::error!(%error, "a disk could not be filled, or not be freed again");
-                }
-                vec![LOG.to_owned()]
-            }
-            Fault::Everything => {
-                futures_util::future::join_all(
-                    cluster.members().iter().map(|member| cluster.kill_tree(member)),
-                )
-                .await;
-                cluster.members().to_vec()
-            }
-        }
-    }
-
-    async fn pause(&self, member: String, time: Duration) -> Vec<String> {
-        self.cluster.pause(&member);
-        tokio::time::sleep(time).await;
-        self.cluster.go_on(&member);
-        vec![member]
-    }
-
-    /// The command service that publishes; while a lease is being taken over there is none for a moment.
-    async fn leader(&self) -> Option<String> {
-        let end = Instant::now() + LEADER_WITHIN;
+    /// The same fault, at somebody who is there. `None`: there is nobody.
+    async fn aimed(&self, fault: Fault) -> Option<Fault> {
+        let end = Instant::now() + SOMEBODY_WITHIN;
         loop {
-            let leader = self.look_for_leader().await;
-            if leader.is_some() || Instant::now() > end {
-                return leader;
+            let aimed = match &fault {
+                Fault::KillLeader => self.leader().await.map(Fault::Kill),
+                Fault::PauseLeader(time) => self.leader().await.map(|leader| Fault::Pause(leader, *time)),
+                Fault::Kill(member) | Fault::Pause(member, _) | Fault::KillSession(member, _) => {
+                    self.cluster.process(member).map(|_| fault.clone())
+                }
+                Fault::Disturb(..) | Fault::Gone(..) | Fault::Everything | Fault::DiskFull(_) => {
+                    Some(fault.clone())
+                }
+            };
+            if aimed.is_some() || Instant::now() > end {
+                return aimed;
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 
-    async fn look_for_leader(&self) -> Option<String> {
+    /// Breaks it, and mends what does not mend itself. Returns whom to wait for; `None`: it has struck nothing.
+    async fn inflict(&self, fault: Fault) -> Option<Vec<String>> {
+        let cluster = &self.cluster;
+        match fault {
+            Fault::Kill(member) => cluster.kill(&member).await.then(|| vec![member]),
+            Fault::Pause(member, time) => {
+                let paused = cluster.pause(&member);
+                if paused {
+                    tokio::time::sleep(time).await;
+                    cluster.go_on(&member);
+                }
+                paused.then(|| vec![member])
+            }
+            Fault::KillSession(member, choice) => {
+                let killed = cluster.kill_below(&member, "127.0.0.1", choice).await;
+                killed.then(|| vec![member])
+            }
+            // Whoever it was is named by now.
+            Fault::KillLeader | Fault::PauseLeader(_) => None,
+            Fault::Disturb(way, weather, time) => {
+                let link = if way == Way::Log { &self.links.log } else { &self.links.views };
+                link.set(weather);
+                tokio::time::sleep(time).await;
+                link.set(Weather::Fair);
+                Some(Vec::new())
+            }
+            Fault::Gone(members, time) => {
+                let mut ran = false;
+                for member in &members {
+                    ran |= cluster.keep_away(member).await;
+                }
+                tokio::time::sleep(time).await;
+                for member in &members {
+                    cluster.let_back(member);
+                }
+                ran.then_some(members)
+            }
+            Fault::DiskFull(time) => {
+                let disk = self.disk.as_ref()?;
+                cluster.forgive(LOG);
+                if let Err(error) = block_in_place(|| disk.fill()) {
+                    tracing::error!(%error, "a disk could not be filled");
+                    return None;
+                }
+                tokio::time::sleep(time).await;
+                cluster.forgive(LOG);
+                if let Err(error) = block_in_place(|| disk.free()) {
+                    tracing::error!(%error, "a disk could not be freed again");
+                }
+                Some(vec![LOG.to_owned()])
+            }
+            Fault::Everything => {
+                let killed = futures_util::future::join_all(
+                    cluster.members().iter().map(|member| cluster.kill_tree(member)),
+                )
+                .await;
+                killed.contains(&true).then(|| cluster.members().to_vec())
+            }
+        }
+    }
+
+    /// The command service that publishes; while a lease is being taken over there is none for a moment.
+    async fn leader(&self) -> Option<String> {
         for member in self.cluster.like("command-") {
             let Ok(port) = self.cluster.port(&member) else { continue };
             let answered = async {
@@ -422,12 +462,12 @@ impl Arena {
     }
 
     /// When all of these are ready and, if it stood in their way, a command that was sent after that was done. `None`:
-    /// not in time.
-    async fn is_back(&self, members: &[String], writes: bool, within: Duration) -> Option<Duration> {
-        let end = Instant::now() + within;
+    /// not in time, or, where there is no end, not before the cluster was stopped.
+    async fn is_back(&self, members: &[String], writes: bool, end: Option<Instant>) -> Option<Duration> {
+        let is_over = || end.map_or_else(|| self.cluster.is_over(), |end| Instant::now() > end);
         for member in members {
             while !self.ready(member).await {
-                if Instant::now() > end {
+                if is_over() {
                     return None;
                 }
                 tokio::time::sleep(LOOK_EVERY).await;
@@ -435,7 +475,7 @@ impl Arena {
         }
         let ready = self.began.elapsed();
         while writes && self.stage.wrote() < ready {
-            if Instant::now() > end {
+            if is_over() {
                 return None;
             }
             tokio::time::sleep(LOOK_EVERY).await;

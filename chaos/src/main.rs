@@ -45,10 +45,6 @@ use error::ChaosError;
 use report::Least;
 use run::{Done, Options};
 
-/// Acknowledged commands that a minute must bring, and faults that any run must have.
-const LEAST_COMMANDS_A_MINUTE: u64 = 20_000;
-const LEAST_FAULTS: usize = 40;
-
 /// From this length on Kafka and Redis are gone for a whole minute.
 const WHOLE: u64 = 170;
 
@@ -77,6 +73,9 @@ struct Arguments {
     /// Also fills the disk of the log's PostgreSQL, and cuts its power; needs root
     #[arg(long)]
     long: bool,
+    /// Leaves the disk out of the long form, for machines without root, tmpfs or loop devices: else it fails there
+    #[arg(long)]
+    without_disk: bool,
     /// Only faults whose names hold one of these, with commas between
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -146,19 +145,31 @@ async fn whole(arguments: Arguments) -> Result<bool, ChaosError> {
         program: arguments.program.map_or_else(beside, Ok)?,
         environment: Vec::new(),
         disk: disk::Kind::Plain,
-        least: Least {
-            commands: if whole { LEAST_COMMANDS_A_MINUTE * arguments.seconds / 60 } else { 1 },
-            faults: if whole { LEAST_FAULTS } else { 1 },
-            bounds: whole,
-            patience: arguments.patience,
+        least: if whole {
+            Least::whole(arguments.seconds, arguments.patience)
+        } else {
+            Least::something(arguments.patience)
         },
-        to_the_first: false,
+        enough: &[],
     };
     if let Some(names) = arguments.planted {
         return planted::find_all(&options, &names, &stopped).await;
     }
+    let with_disk = arguments.long && !arguments.without_disk;
+    if with_disk {
+        // Before minutes have been spent on the rest.
+        Disk::can_be_mounted().map_err(|error| {
+            ChaosError::Wrong(format!(
+                "--long fills a disk and cuts its power, which needs root, tmpfs and loop devices; \
+                 --without-disk leaves both out: {error}"
+            ))
+        })?;
+    }
     let passed = print(run::run(&options, &stopped).await?, arguments.keep);
-    if !arguments.long {
+    if !with_disk {
+        if arguments.long {
+            tracing::warn!("a full disk and a power cut were left out, as was asked for");
+        }
         return Ok(passed);
     }
     Ok(long(&options, arguments.keep, &stopped).await? && passed)
@@ -166,16 +177,11 @@ async fn whole(arguments: Arguments) -> Result<bool, ChaosError> {
 
 /// A full disk, and one that loses its power.
 async fn long(options: &Options, keep: bool, stopped: &CancellationToken) -> Result<bool, ChaosError> {
-    if let Err(error) = Disk::can_be_mounted() {
-        tracing::warn!(%error, "left out: a full disk and a power cut need root and loop devices");
-        return Ok(true);
-    }
-    let least = Least { commands: 1, faults: 1, bounds: false, patience: options.least.patience };
     let full = Options {
         time: DISK_FULL_RUN,
         only: vec![faults::DISK_FULL.to_owned()],
         disk: disk::Kind::Small(DISK_MEGABYTES),
-        least,
+        least: Least::something(options.least.patience),
         ..options.clone()
     };
     let mut done = run::run(&full, stopped).await?;

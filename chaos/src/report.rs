@@ -46,6 +46,10 @@ const BOUNDS: [Bound; 4] = [
     },
 ];
 
+/// Acknowledged commands that a minute must bring, and faults that any run must have.
+const LEAST_COMMANDS_A_MINUTE: u64 = 20_000;
+const LEAST_FAULTS: usize = 40;
+
 /// What is asked of a run as a whole.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Least {
@@ -55,8 +59,23 @@ pub(crate) struct Least {
     pub(crate) faults: usize,
     /// Whether every bound must have been measured.
     pub(crate) bounds: bool,
+    /// Whether all whose turn has come must have been struck.
+    pub(crate) members: bool,
     /// How many times longer than its bound an outage may be: more than once on a machine that others use, too.
     pub(crate) patience: u32,
+}
+
+impl Least {
+    /// Of a run of so many seconds with all faults.
+    pub(crate) fn whole(seconds: u64, patience: u32) -> Self {
+        let commands = LEAST_COMMANDS_A_MINUTE * seconds / 60;
+        Self { commands, faults: LEAST_FAULTS, bounds: true, members: true, patience }
+    }
+
+    /// Of a run with some faults: one of them at all.
+    pub(crate) fn something(patience: u32) -> Self {
+        Self { commands: 1, faults: 1, bounds: false, members: false, patience }
+    }
 }
 
 /// A run.
@@ -64,6 +83,8 @@ pub(crate) struct Report {
     pub(crate) seed: u64,
     pub(crate) lasted: Duration,
     pub(crate) struck: Vec<Struck>,
+    /// Whom lanes strike that were through with all of their faults: no chance can have left them out.
+    pub(crate) due: BTreeSet<&'static str>,
     pub(crate) history: History,
     pub(crate) checks: Vec<Check>,
     pub(crate) least: Least,
@@ -158,6 +179,18 @@ impl Report {
                 self.least.faults
             ));
         }
+        let was_struck = |member: &str| {
+            let names = [format!("kill -9 {member}"), format!("pause {member}")];
+            self.struck.iter().any(|fault| names.contains(&fault.name))
+        };
+        let due = self.due.iter().filter(|_| self.least.members);
+        failures
+            .extend(due.filter(|member| !was_struck(member)).map(|member| format!("{member}: never struck")));
+        let endless = self.struck.iter().filter(|fault| fault.back.is_none());
+        failures.extend(endless.map(|fault| {
+            let from = fault.from.as_secs_f64();
+            format!("{} at {from:.2} s: what it broke was never seen to be back", fault.name)
+        }));
         failures
     }
 
@@ -275,4 +308,117 @@ fn failed_checks(checks: &[Check]) -> Vec<String> {
 
 fn verdict(failures: &[String]) -> &'static str {
     if failures.is_empty() { "passed" } else { "FAILED" }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::access::Actor;
+    use crate::faults::LANES;
+    use crate::history::{Accepted, Ask, Intent};
+
+    const NONE: [&str; 0] = [];
+
+    fn intent(number: u128) -> Intent {
+        let order = Uuid::from_u128(number);
+        let accepted =
+            Accepted { id: order, status: "shipped".to_owned(), version: 2, epoch: 1, position: 2 };
+        Intent {
+            trace: order,
+            actor: Actor::staff(Uuid::from_u128(1)),
+            ask: Ask::Ship { order },
+            sent: Duration::ZERO,
+            done: Duration::from_millis(5),
+            attempts: 1,
+            end: End::Accepted(accepted),
+        }
+    }
+
+    /// A minute, with so many acknowledged commands and so many faults, one after the other at everybody.
+    fn report(commands: u128, faults: usize) -> Report {
+        let members = LANES.concat().into_iter().map(|member| format!("kill -9 {member}"));
+        let alone = ["kill -9 everything", "kafka and redis gone"].map(str::to_owned);
+        let names: Vec<String> = members.chain(alone).collect();
+        let struck = names.iter().cycle().take(faults).map(|name| Struck {
+            name: name.clone(),
+            on_the_way_of_writes: true,
+            from: Duration::from_secs(1),
+            over: Duration::from_secs(2),
+            back: Some(Duration::from_secs(2)),
+        });
+        let mut intents: Vec<Intent> = (0..commands).map(intent).collect();
+        // Neither of them is counted.
+        let refused = End::Refused { status: 409, kind: String::new(), detail: String::new() };
+        intents.push(Intent { end: refused, ..intent(commands) });
+        intents.push(Intent { end: End::Unknown { last: String::new() }, ..intent(commands + 1) });
+        Report {
+            seed: 1,
+            lasted: Duration::from_secs(60),
+            struck: struck.collect(),
+            due: LANES.concat().into_iter().collect(),
+            history: History { intents, ..History::default() },
+            checks: Vec::new(),
+            least: Least::whole(60, 1),
+        }
+    }
+
+    #[test]
+    fn a_run_in_which_too_little_happens_fails() {
+        assert_eq!(report(20_000, 40).failures(), NONE);
+        assert_eq!(report(19_999, 40).failures(), ["19999 commands were acknowledged, 20000 are needed"]);
+        assert_eq!(report(20_000, 39).failures(), ["39 faults have struck, 40 are needed"]);
+        let some = Report { least: Least::something(1), ..report(1, 1) };
+        assert_eq!(some.failures(), NONE);
+        assert_eq!(Report { struck: Vec::new(), ..some }.failures().len(), 1);
+    }
+
+    #[test]
+    fn whoever_was_due_must_have_been_struck() {
+        let without = |member: &str| {
+            let mut report = report(20_000, 60);
+            report.struck.retain(|fault| fault.name != format!("kill -9 {member}"));
+            report
+        };
+        for member in LANES.concat() {
+            // The bounds name some of them, too.
+            let expected = format!("{member}: never struck");
+            assert!(without(member).failures().contains(&expected), "{member}");
+        }
+        let mut report = without("redis");
+        assert_eq!(report.failures(), ["redis: never struck"]);
+        // Its lane did not come to the end of a round: chance may have left it out.
+        report.due.remove("redis");
+        assert_eq!(report.failures(), NONE);
+        report.due.insert("redis");
+        report.least.members = false;
+        assert_eq!(report.failures(), NONE);
+        report.least.members = true;
+        report.struck[0].name = "pause redis".to_owned();
+        assert_eq!(report.failures(), NONE, "kill or pause");
+        // Everybody was killed in this one, but nobody alone.
+        report.struck[0].name = "kill -9 everything".to_owned();
+        assert_eq!(report.failures(), ["redis: never struck"]);
+    }
+
+    #[test]
+    fn an_outage_whose_end_was_not_seen_is_a_failure() {
+        let mut report = report(20_000, 40);
+        report.struck[3].back = None;
+        let name = &report.struck[3].name;
+        assert_eq!(report.failures(), [format!("{name} at 1.00 s: what it broke was never seen to be back")]);
+    }
+
+    #[test]
+    fn an_outage_beyond_its_bound_is_a_failure() {
+        let mut report = report(20_000, 40);
+        let (from, to) = (Duration::from_secs(1), Duration::from_millis(2_100));
+        report.struck.retain(|fault| fault.name == "kill -9 command");
+        report.least = Least::something(1);
+        report.history.write_waits.push(Wait { from, to, errors: 1 });
+        assert_eq!(report.failures().len(), 1, "{:?}", report.failures());
+        report.least.patience = 2;
+        assert_eq!(report.failures(), NONE);
+    }
 }

@@ -54,8 +54,8 @@ pub(crate) struct Options {
     /// Which disk the log's PostgreSQL is on.
     pub(crate) disk: disk::Kind,
     pub(crate) least: Least,
-    /// Whether one check that fails is enough, and later ones are left out.
-    pub(crate) to_the_first: bool,
+    /// Checks of which one that fails is enough, and later ones are left out.
+    pub(crate) enough: &'static [&'static str],
 }
 
 /// A run's report, and the directory that holds everything of it.
@@ -177,8 +177,8 @@ async fn on(
     let ends = cluster.ended_by_themselves().into_iter().map(|(member, said)| format!("{member}: {said}"));
     alone.expect_none(cluster.members().len() as u64, ends);
     checks.push(alone);
-    let struck = arena.struck();
-    Ok(Report { seed: options.seed, lasted, struck, history, checks, least: options.least })
+    let (struck, due) = (arena.struck(), arena.due());
+    Ok(Report { seed: options.seed, lasted, struck, due, history, checks, least: options.least })
 }
 
 /// All checks of what is left, from the log outwards.
@@ -190,7 +190,8 @@ async fn judge(
     seen: &Seen,
     checks: &mut Vec<Check>,
 ) -> Result<(), ChaosError> {
-    let enough = |checks: &[Check]| options.to_the_first && checks.iter().any(|check| check.mismatched > 0);
+    let is_enough = |check: &Check| check.mismatched > 0 && options.enough.contains(&check.name);
+    let enough = |checks: &[Check]| checks.iter().any(is_enough);
     let (events, head, epoch) = whole_log(cluster).await?;
     tracing::info!(events = events.len(), commands = history.intents.len(), "checking");
     let fold = Fold::of(&events);
@@ -224,7 +225,7 @@ async fn judge(
     Ok(())
 }
 
-/// Waits until all members are ready.
+/// Waits until all members are ready, and the end of every outage was seen.
 async fn recovered(arena: &Arena) -> Check {
     let mut check = Check::new("every member has recovered by itself");
     let end = Instant::now() + RECOVER_WITHIN;
@@ -235,6 +236,9 @@ async fn recovered(arena: &Arena) -> Check {
             ready = arena.ready(member).await;
         }
         check.expect(ready, || format!("{member} is not ready: {}", arena.cluster.last_words(member)));
+    }
+    while arena.struck().iter().any(|fault| fault.back.is_none()) && Instant::now() < end {
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
     check
 }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use tidemark_events::fact::{EVENT_TYPES, EventType};
 use tidemark_events::partition::PARTITIONS;
 
-use crate::publisher::PLACE_KEY;
+use crate::publisher::{EPOCH_KEY, PLACE_KEY};
 use crate::record::{CONTENT_TYPE, LOG_SOURCE, SOURCE, SPECVERSION, WATERMARK};
 
 /// The version of AsyncAPI's Kafka bindings.
@@ -37,6 +37,7 @@ pub fn document() -> Value {
     let in_events: Map<String, Value> =
         messages.keys().map(|name| (name.clone(), of_messages(name))).collect();
     messages.insert("Place".to_owned(), place());
+    messages.insert("Epoch".to_owned(), epoch());
     json!({
         "asyncapi": "3.0.0",
         "info": {
@@ -65,7 +66,7 @@ pub fn document() -> Value {
                 "description": "Up to where the log is published, committed in the transaction of the events. For \
                     publishers; readers have the watermarks.",
                 "parameters": { "topic": topic() },
-                "messages": { "Place": of_messages("Place") },
+                "messages": { "Place": of_messages("Place"), "Epoch": of_messages("Epoch") },
                 "bindings": { "kafka": {
                     "partitions": 1,
                     "topicConfiguration": { "cleanup.policy": ["compact"] },
@@ -147,6 +148,20 @@ fn place() -> Value {
         "payload": { "type": "string", "pattern": "^[0-9]+-[0-9]+$", "examples": ["1-42"] },
         "bindings": { "kafka": {
             "key": { "type": "string", "const": PLACE_KEY },
+            "bindingVersion": BINDING,
+        } },
+    })
+}
+
+fn epoch() -> Value {
+    json!({
+        "name": "epoch",
+        "title": "Epoch",
+        "summary": "An epoch of the log, and the position behind which the topic has it.",
+        "contentType": "text/plain",
+        "payload": { "type": "string", "pattern": "^[0-9]+-[0-9]+$", "examples": ["28160640-41"] },
+        "bindings": { "kafka": {
+            "key": { "type": "string", "pattern": format!("^{EPOCH_KEY}[0-9]+$") },
             "bindingVersion": BINDING,
         } },
     })

@@ -92,10 +92,9 @@ pub enum StreamError {
     /// The topic is not as the code needs it.
     #[error("{0}")]
     Topic(String),
-    /// The log is not the one that was published, and no epoch of its own says so.
+    /// The log is not the one that was published.
     #[error(
-        "the topic stands at {place}, the log at {head}: it has lost its end and has begun no epoch since; what to do stands \
-         in docs/operations.md"
+        "the topic stands at {place}, the log at {head}: it is not the log that was published there, use another topic"
     )]
     AnotherLog {
         /// Where the topic stands.

@@ -16,13 +16,16 @@ use std::time::{Duration, Instant};
 use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use tidemark_events::log::history::common_end;
 use tidemark_events::log::{Filter, Head, Lease, Log, Pace};
 use tidemark_events::partition::{PARTITIONS, partition_of};
 use tidemark_events::{Position, RecordedEvent, planted};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
+use crate::topic::Opened;
 use crate::{KafkaConfig, Quiet, StreamError, record, topic};
 
 /// The lease on publishing. Whoever is killed or paused is followed within this time and one [`ASK_AGAIN`].
@@ -37,6 +40,9 @@ const AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// The key of the place, so that compaction keeps the newest alone.
 pub(crate) const PLACE_KEY: &str = "publisher";
+
+/// The beginning of the keys of epochs: each is kept with the position behind which the topic has it.
+pub(crate) const EPOCH_KEY: &str = "epoch ";
 
 /// From one transaction to the next, unless it is full: each costs the broker and all who read the topic about the same,
 /// however many events it has.
@@ -125,8 +131,12 @@ async fn keep(lease: Lease, lost: CancellationToken, stop: CancellationToken) {
 async fn publish(log: &Log, config: &KafkaConfig, stop: &CancellationToken) -> Result<(), StreamError> {
     topic::ensure(config).await?;
     let (transactions, opened) = start_producer(config.clone())?;
-    let place = answer("beginning to publish", opened).await?;
+    let Opened { place, log: published_log } = answer("beginning to publish", opened).await?;
     refuse_another_log(log, place).await?;
+    let mut first_event = log.first_event().await?;
+    if place.position > 0 && published_log.is_some_and(|published| first_event != Some(published)) {
+        return Err(StreamError::AnotherLog { place, head: log.head().await? });
+    }
     let Head { mut epoch, mut position } = place;
     if planted::is("publisher-repeats") {
         position = (position - 5).max(0);
@@ -137,6 +147,7 @@ async fn publish(log: &Log, config: &KafkaConfig, stop: &CancellationToken) -> R
     let mut wake = log.wake();
     let mut under_way: Option<(oneshot::Receiver<Result<(), StreamError>>, Written)> = None;
     let mut begun_at: Option<Instant> = None;
+    let mut begins = (position == 0).then_some(place);
     loop {
         let head = *wake.borrow_and_update();
         report(head, position);
@@ -144,8 +155,16 @@ async fn publish(log: &Log, config: &KafkaConfig, stop: &CancellationToken) -> R
             refuse_another_log(log, Head { epoch, position }).await?;
         }
         if head.epoch > epoch {
-            position = fork(log, Head { epoch, position }).await?;
+            // What the topic has is asked of the topic.
+            if let Some((before, what)) = under_way.take() {
+                answer("a transaction", before).await?;
+                what.count_in(&published, &lag);
+            }
+            if position > 0 {
+                position = fork(log, config, Head { epoch, position }).await?;
+            }
             epoch = head.epoch;
+            begins = Some(Head { epoch, position });
         }
         if head.position > position {
             let behind = head.position - position;
@@ -164,6 +183,11 @@ async fn publish(log: &Log, config: &KafkaConfig, stop: &CancellationToken) -> R
             if planted::is("publisher-skips") {
                 page.events.pop();
             }
+            if page.epoch < epoch {
+                // Read from a log that has gone back and has not been written to since.
+                refuse_another_log(log, Head { epoch, position }).await?;
+                continue;
+            }
             if page.epoch > epoch {
                 log.committed(Head { epoch: page.epoch, position: page.read_to });
                 continue;
@@ -181,7 +205,13 @@ async fn publish(log: &Log, config: &KafkaConfig, stop: &CancellationToken) -> R
                     answer("a transaction", before).await?;
                     what.count_in(&published, &lag);
                 }
-                if transactions.send(Transaction { events: page.events, to, first, reply }).is_err() {
+                if first_event.is_none() {
+                    first_event = log.first_event().await?;
+                }
+                let begins = begins.take();
+                let transaction =
+                    Transaction { events: page.events, to, first, begins, log: first_event, reply };
+                if transactions.send(transaction).is_err() {
                     return Err(StreamError::Topic("the producer's thread has ended".to_owned()));
                 }
                 under_way = Some((done, written));
@@ -222,9 +252,14 @@ fn report(head: Head, position: Position) {
     }
 }
 
-/// Refuses to go on behind what the log does not have. What is known of its head may be old; this asks it.
+/// Refuses to go on behind what the log does not have. What is known of its head may be old; this asks it. A log that went
+/// back while nobody wrote gets its new epoch here.
 async fn refuse_another_log(log: &Log, place: Head) -> Result<(), StreamError> {
-    let head = log.head().await?;
+    if log.learn_head().await? >= place {
+        return Ok(());
+    }
+    log.check_history().await?;
+    let head = log.learn_head().await?;
     if head < place {
         return Err(StreamError::AnotherLog { place, head });
     }
@@ -232,19 +267,25 @@ async fn refuse_another_log(log: &Log, place: Head) -> Result<(), StreamError> {
 }
 
 /// From where to publish a newer epoch, when the topic stands at `place`: there, or, if the log has lost its end since,
-/// from where the newer epoch forks.
-async fn fork(log: &Log, place: Head) -> Result<Position, StreamError> {
-    let end = log.epoch_end(place.epoch).await?;
-    if let Some(end) = end.filter(|&end| end < place.position) {
+/// from where its history and the topic's part.
+async fn fork(log: &Log, config: &KafkaConfig, place: Head) -> Result<Position, StreamError> {
+    let epochs = log.epochs().await?;
+    let mut published = vec![Head { position: 0, ..place }];
+    if !epochs.iter().any(|begin| begin.epoch == place.epoch) {
+        // The log has never heard of what the topic has, so the topic has to say what it has.
+        let config = config.clone();
+        published = topic::blocking("reading the topic's epochs", move || topic::epochs(&config)).await?;
+    }
+    let end = common_end(&epochs, &published).min(place.position);
+    if end < place.position {
         tracing::warn!(
             at = place.position,
             from = end + 1,
             epoch = place.epoch,
             "the log has lost its end since it was published: publishing the new epoch from its fork"
         );
-        return Ok(end);
     }
-    Ok(place.position)
+    Ok(end)
 }
 
 async fn answer<T>(
@@ -266,15 +307,19 @@ struct Transaction {
     /// Whether it is the first of the topic: then each partition begins with a watermark at 0, which tells readers that
     /// nothing is missing before it.
     first: bool,
+    /// Its epoch, if it is the first of one, with the position behind which the topic has it; kept with the place.
+    begins: Option<Head>,
+    /// The id of the log's first event, kept with the place.
+    log: Option<Uuid>,
     reply: oneshot::Sender<Result<(), StreamError>>,
 }
 
-type Opened = oneshot::Receiver<Result<Head, StreamError>>;
+type Opening = oneshot::Receiver<Result<Opened, StreamError>>;
 
 /// The producer on its thread, which ends when nothing more can come, or with the first error.
 fn start_producer(
     config: KafkaConfig,
-) -> Result<(thread_channel::SyncSender<Transaction>, Opened), StreamError> {
+) -> Result<(thread_channel::SyncSender<Transaction>, Opening), StreamError> {
     let (sender, transactions) = thread_channel::sync_channel::<Transaction>(1);
     let (opened, opening) = oneshot::channel();
     let run = move || {
@@ -305,7 +350,7 @@ fn start_producer(
     Ok((sender, opening))
 }
 
-fn open(config: &KafkaConfig) -> Result<(BaseProducer<Quiet>, Head), StreamError> {
+fn open(config: &KafkaConfig) -> Result<(BaseProducer<Quiet>, Opened), StreamError> {
     let mut client: ClientConfig = config.client("tidemark-publisher");
     let producer: BaseProducer<Quiet> = client
         .set("transactional.id", format!("tidemark-publisher-{}", config.topic))
@@ -331,7 +376,7 @@ fn write(
     config: &KafkaConfig,
     transaction: &Transaction,
 ) -> Result<(), StreamError> {
-    let Transaction { events, to, first, .. } = transaction;
+    let Transaction { events, to, first, begins, log, .. } = transaction;
     producer.begin_transaction().map_err(named)?;
     let now = chrono::Utc::now();
     if *first {
@@ -349,8 +394,22 @@ fn write(
         send(producer, made)?;
     }
     watermarks(producer, config, *to, now)?;
-    let (place_topic, place) = (config.place_topic(), to.to_string());
-    send(producer, BaseRecord::to(&place_topic).key(PLACE_KEY).payload(place.as_str()).partition(0))?;
+    let place_topic = config.place_topic();
+    let keep = |key: &str, head: &Head| {
+        let place = head.to_string();
+        let record = BaseRecord::to(&place_topic).key(key).payload(place.as_str()).partition(0);
+        send(
+            producer,
+            match log {
+                Some(log) => record.headers(topic::of_log(*log)),
+                None => record,
+            },
+        )
+    };
+    if let Some(begin) = begins {
+        keep(&format!("{EPOCH_KEY}{}", begin.epoch), begin)?;
+    }
+    keep(PLACE_KEY, to)?;
     // The library's own `flush` looks every tenth of a second; this is what it does, at once.
     let end = Instant::now() + TRANSACTION_WITHIN / 2;
     while producer.in_flight_count() > 0 {

@@ -66,9 +66,9 @@ pub enum Portion {
 pub struct Records {
     /// The events that the filter lets through.
     pub events: Vec<RecordedEvent>,
-    /// What the last record said: everything of the partition up to here is in this portion or before it.
+    /// The furthest that a record said: everything of the partition up to here is in this portion or before it.
     pub to: Option<Head>,
-    /// The last record's offset.
+    /// The offset of that record, or of a stray behind it.
     pub offset: i64,
     /// Records that are none of ours.
     pub strays: Vec<Stray>,
@@ -192,7 +192,9 @@ fn read(
                 let number = partition(message.partition());
                 let read = parse(&message, |category| filter.takes(category));
                 if let Some((offset, said)) = expectation.take() {
-                    if message.offset() != offset || read.is_ok_and(|record| record.at != said) {
+                    // The beginning is the beginning, whichever epoch it was published in.
+                    let is_that = |at: Head| at == said || (at.position, said.position) == (0, 0);
+                    if message.offset() != offset || read.is_ok_and(|record| !is_that(record.at)) {
                         expected.remove(&message.partition());
                         sender.blocking_send(Ok(Portion::Unknown(number))).ok();
                     }
@@ -205,13 +207,16 @@ fn read(
                     hand_on(sender, &mut portion, &mut count);
                 }
                 let records = portion.entry(number).or_default();
-                records.offset = message.offset();
                 match read {
                     Ok(record) => {
-                        records.to = Some(record.at);
+                        // One from the past, which is none of the publisher's, takes nothing back.
+                        if records.to <= Some(record.at) {
+                            (records.to, records.offset) = (Some(record.at), message.offset());
+                        }
                         records.events.extend(record.event.filter(|event| filter.lets_through(event)));
                     }
                     Err(misfit) => {
+                        records.offset = message.offset();
                         records.strays.push(Stray { offset: message.offset(), error: misfit.to_string() });
                     }
                 }

@@ -73,6 +73,7 @@ async fn follow(feed: &Feed, target: Target, stop: &CancellationToken) -> Result
             None => connect(options).await?,
         };
         let mut worker = Worker::open(connection, log, target, &partitions_of(worker, count), true).await?;
+        worker.refuse_another_history(&ReadTo::Log(log.head().await?)).await?;
         worker.retry_parked().await?;
         workers.push(worker);
     }
@@ -103,7 +104,8 @@ async fn follow(feed: &Feed, target: Target, stop: &CancellationToken) -> Result
     loop {
         let head = *wake.borrow_and_update();
         let known = epoch > 0 && head.epoch > 0;
-        if known && (head.position < position || head.epoch != epoch) {
+        let at = Head { epoch, position };
+        if known && (head.position < position || !log.continues(at, head.epoch).await?) {
             return Err(ProjectorError::LostEnd { epoch: head.epoch, head: head.position, position });
         }
         epoch = head.epoch;
@@ -133,7 +135,12 @@ async fn follow(feed: &Feed, target: Target, stop: &CancellationToken) -> Result
                 }
                 continue;
             }
-            position = page.read_to;
+            // Nothing else that is of this history is read behind what is not, not even together with it.
+            let at = Head { epoch, position };
+            if epoch > 0 && page.epoch != epoch && !log.continues(at, page.epoch).await? {
+                return Err(ProjectorError::LostEnd { epoch: page.epoch, head: page.read_to, position });
+            }
+            (epoch, position) = (page.epoch, page.read_to);
             let mut shares: Vec<Vec<_>> = (0..channels.len()).map(|_| Vec::new()).collect();
             if let [only] = shares.as_mut_slice() {
                 *only = page.events;

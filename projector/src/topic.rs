@@ -52,7 +52,6 @@ pub(crate) async fn follow(
                 workers = open(feed, target, &ends).await?;
                 let mut all = BTreeMap::new();
                 for worker in &mut workers {
-                    worker.retry_parked().await?;
                     all.extend(begin(log, worker, config, target, &ends, *from_the_beginning).await?);
                 }
                 tracing::info!(?target, partitions = ?ends.keys(), "a projection follows the topic");
@@ -101,6 +100,7 @@ async fn begin(
     // Everything before `ends` had been committed to the log before this is asked.
     let head = log.head().await?;
     worker.refuse_another_history(&ReadTo::Log(head)).await?;
+    worker.retry_parked().await?;
     let known = |(&partition, at): (&i16, &Checkpoint)| {
         let said = Head { epoch: at.epoch, position: at.position };
         // A topic that holds everything begins with a record that says so.
@@ -151,7 +151,7 @@ async fn take(
                 continue;
             }
             if to.epoch < newest
-                && let Some(end) = log.epoch_end(to.epoch).await?
+                && let Some(end) = log.epoch_end(to.epoch, newest).await?
                 && end < to.position
             {
                 // The topic keeps what the log has lost since, with its end; who has not read it yet passes over it.
@@ -167,11 +167,14 @@ async fn take(
             events.extend(portion.events);
             read_to.insert(partition, (to, portion.offset));
         }
-        metrics::counter!("tidemark_projection_repeated_total", &labels).increment(repeated as u64);
-        metrics::counter!("tidemark_projection_lost_total", &labels).increment(lost as u64);
         metrics::counter!("tidemark_projection_strays_total", &labels).increment(strays.len() as u64);
         // What belongs together has one key, and so one partition; this order is only what the log has, too.
         events.sort_unstable_by_key(|event| event.position);
+        let count = events.len();
+        events.dedup_by_key(|event| event.position);
+        repeated += count - events.len();
+        metrics::counter!("tidemark_projection_repeated_total", &labels).increment(repeated as u64);
+        metrics::counter!("tidemark_projection_lost_total", &labels).increment(lost as u64);
         let oldest = events.first().map(|event| event.recorded_at);
         let chunk = Chunk { events, read_to: ReadTo::Topic(read_to) };
         let labels = &labels;

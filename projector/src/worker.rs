@@ -235,7 +235,10 @@ impl Worker {
             let forks_before = match epoch.cmp(&at.epoch) {
                 Ordering::Equal => false,
                 Ordering::Less => true,
-                Ordering::Greater => self.log.epoch_end(at.epoch).await?.is_some_and(|end| end < at.position),
+                Ordering::Greater => {
+                    let end = self.log.epoch_end(at.epoch, epoch).await?;
+                    end.is_some_and(|end| end < at.position)
+                }
             };
             if forks_before {
                 return Err(ProjectorError::LostEnd { epoch, head, position: at.position });
@@ -370,7 +373,9 @@ impl Worker {
             for row in rows {
                 let position: Position = row.try_get(0)?;
                 let page = self.log.read(position - 1, position, &Filter::default(), 1).await?;
-                if !self.unpark(position, page.events.first()).await? {
+                // What was parked may have come from the topic, where others can write, too.
+                let event = page.events.first().filter(|event| event.partition_key == key);
+                if !self.unpark(position, event).await? {
                     break;
                 }
                 left -= 1;
@@ -618,7 +623,8 @@ async fn park(
         .increment(parking.len() as u64);
     sqlx::query(
         "INSERT INTO views.parked (name, instance, partition_key, position, stream_id, event_type, error) \
-         SELECT $1, $2, * FROM unnest($3::uuid[], $4::bigint[], $5::uuid[], $6::text[], $7::text[])",
+         SELECT $1, $2, * FROM unnest($3::uuid[], $4::bigint[], $5::uuid[], $6::text[], $7::text[]) \
+         ON CONFLICT DO NOTHING",
     )
     .bind(target.projection.name())
     .bind(target.instance)

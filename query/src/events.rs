@@ -1,13 +1,13 @@
 //! The log itself, streamed as NDJSON to analysts.
 
-use std::convert::Infallible;
+use std::fmt::Display;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{RawQuery, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
-use tidemark_events::log::{Filter, Log, Page};
+use tidemark_events::log::{Filter, Head, Log, LogError, Page};
 use tidemark_events::ndjson;
 use tidemark_http::{Actor, Problem, Role};
 use tokio::sync::mpsc;
@@ -68,28 +68,42 @@ async fn stream(
 
     // One batch is read while the one before is written and the one before that is sent; who reads slowly is
     // waited for, and who goes away ends it.
-    let (pages, mut to_write) = mpsc::channel::<Page>(1);
-    let (lines, to_send) = mpsc::channel::<Bytes>(1);
+    let (pages, mut to_write) = mpsc::channel::<Result<Page, BrokenOff>>(1);
+    let (lines, to_send) = mpsc::channel::<Result<Bytes, BrokenOff>>(1);
     tokio::spawn(read(log, filter, from - 1, to, follow, pages));
     tokio::spawn(async move {
         while let Some(page) = to_write.recv().await {
-            let mut text = Vec::with_capacity(page.events.len() * 640);
-            for event in &page.events {
-                ndjson::write_line(event, &mut text);
-            }
-            if lines.send(text.into()).await.is_err() {
+            let written = page.map(|page| {
+                let mut text = Vec::with_capacity(page.events.len() * 640);
+                for event in &page.events {
+                    ndjson::write_line(event, &mut text);
+                }
+                Bytes::from(text)
+            });
+            if lines.send(written).await.is_err() {
                 return;
             }
         }
     });
     let body = futures_util::stream::unfold(to_send, async |mut to_send| {
         let chunk = to_send.recv().await?;
-        Some((Ok::<_, Infallible>(chunk), to_send))
+        Some((chunk, to_send))
     });
     // Who compresses it asks once more after its end.
     let body = body.fuse();
     let headers = [(header::CONTENT_TYPE, "application/x-ndjson"), (header::CACHE_CONTROL, "no-store")];
     Ok((headers, Body::from_stream(body)).into_response())
+}
+
+/// The body breaks off, and its connection with it, so that it is not taken for whole. Its reader goes on from the last
+/// line it has.
+#[derive(Debug, thiserror::Error)]
+#[error("the log cannot be read on")]
+struct BrokenOff;
+
+async fn break_off(pages: &mpsc::Sender<Result<Page, BrokenOff>>, at: i64, reason: &(dyn Display + Sync)) {
+    tracing::warn!(%reason, at, "a replay breaks off");
+    pages.send(Err(BrokenOff)).await.ok();
 }
 
 async fn read(
@@ -98,33 +112,43 @@ async fn read(
     mut at: i64,
     to: Option<i64>,
     follow: bool,
-    pages: mpsc::Sender<Page>,
+    pages: mpsc::Sender<Result<Page, BrokenOff>>,
 ) {
     let mut wake = log.wake();
     let last = to.unwrap_or(i64::MAX);
     let newest = wake.borrow_and_update().position;
-    let mut epoch = None;
+    let mut known: Option<Head> = None;
     loop {
-        let head = if follow { wake.borrow_and_update().position } else { newest };
-        let end = head.min(last);
-        while at < end {
-            let page = match log.read(at, end, &filter, BATCH).await {
-                Ok(page) => page,
-                Err(error) => {
-                    // The body breaks off: its reader goes on from the last line it has.
-                    tracing::warn!(%error, at, "a replay breaks off");
-                    return;
-                }
-            };
-            if *epoch.get_or_insert(page.epoch) != page.epoch {
-                tracing::warn!(at, "a replay breaks off: the log has lost its end, and a new epoch began");
-                return;
+        let head = *wake.borrow_and_update();
+        // What was sent may have been lost, though the log does not reach as far any more.
+        if let Some(read) = known.filter(|read| follow && read.epoch < head.epoch) {
+            match log.continues(read, head.epoch).await {
+                Ok(true) => {}
+                Ok(false) => return break_off(&pages, at, &"the log has lost its end").await,
+                Err(error) => return break_off(&pages, at, &error).await,
             }
+        }
+        let end = if follow { head.position } else { newest }.min(last);
+        while at < end {
+            let next = async {
+                let page = log.read(at, end, &filter, BATCH).await?;
+                let continues = match known {
+                    Some(known) => log.continues(known, page.epoch).await?,
+                    None => true,
+                };
+                Ok::<_, LogError>((page, continues))
+            };
+            let page = match next.await {
+                Ok((page, true)) => page,
+                Ok((_, false)) => return break_off(&pages, at, &"the log has lost its end").await,
+                Err(error) => return break_off(&pages, at, &error).await,
+            };
+            known = Some(Head { epoch: page.epoch, position: page.read_to });
             if page.read_to == at {
                 break;
             }
             at = page.read_to;
-            if !page.events.is_empty() && pages.send(page).await.is_err() {
+            if !page.events.is_empty() && pages.send(Ok(page)).await.is_err() {
                 return;
             }
         }

@@ -92,6 +92,8 @@ struct Inner {
     access: Access,
     vault: Vault,
     log: Log,
+    /// Held by whoever asks the log for an epoch that a client has named.
+    asking: tokio::sync::Mutex<()>,
     config: QueryConfig,
 }
 
@@ -115,11 +117,16 @@ impl QueryState {
             access,
             vault,
             log,
+            asking: tokio::sync::Mutex::new(()),
             config,
         }));
         let (following, primary) = (state.clone(), servers.primary.clone());
         let task = tokio::spawn(async move {
-            tokio::join!(feed::follow(&following, primary, &stop), following.0.reads.compare(&stop));
+            tokio::join!(
+                feed::follow(&following, primary, &stop),
+                following.0.reads.compare(&stop),
+                following.learn_epochs(&stop)
+            );
         });
         (state, task)
     }

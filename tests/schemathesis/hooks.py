@@ -1,7 +1,8 @@
 """What a schema cannot say about a good request: the values that there are at this moment.
 
 What a request has that is wrong stays as schemathesis made it. Secrets that come by are written down, a line each in the
-file TIDEMARK_SECRETS, to be looked for in what the shop has said."""
+file TIDEMARK_SECRETS, to be looked for in what the shop has said; and in the file TIDEMARK_ANSWERED each operation with
+each status that it was answered with."""
 
 import base64
 import json
@@ -63,12 +64,25 @@ def order_of_what_is_on_sale(body):
             line.update(product_id=ON_SALE, quantity=line["quantity"] % 3 + 1)
 
 
+answered = set()
+
+
+def note_answer(case, response):
+    """Writes down an operation and how it was answered, once."""
+    line = f"{case.method.upper()} {case.path} {response.status_code}"
+    if line not in answered:
+        answered.add(line)
+        with open(os.environ["TIDEMARK_ANSWERED"], "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
 # Bodies that set a password.
 PASSWORDS = {"/v1/accounts", "/v1/password-resets/completion", "/v1/accounts/{id}/password"}
 
 
 @schemathesis.hook
 def after_call(context, case, response):
+    note_answer(case, response)
     note(case.body)
     try:
         note(json.loads(response.content))

@@ -400,6 +400,46 @@ async fn a_wrong_password_and_an_unknown_address_take_one_time() {
     panic!("known and unknown addresses can be told apart by their time, in seconds: {measured:?}");
 }
 
+/// Argon2id of [`PASSWORD`] at less than half of today's cost.
+const CHEAP: &str =
+    "$argon2id$v=19$m=8192,t=1,p=1$AAECAwQFBgcICQoLDA0ODw$mu73UxPlhfSSwzxeEtgumtJTt914Yy1Tfomc1O3deJw";
+
+#[tokio::test]
+async fn a_hash_that_was_made_at_a_lower_cost_is_made_anew_at_log_in() {
+    let shop = Shop::open().await;
+    let email = "early@example.org";
+    register(&shop, email).await;
+    let (id, ..) = session(&shop, email).await;
+    let account = id.parse::<Uuid>().unwrap();
+    let pool = shop.pool().await;
+    // The only one of the account.
+    let stored = async || -> String {
+        sqlx::query_scalar("SELECT string_agg(hash, ' ') FROM accounts.credentials WHERE account_id = $1")
+            .bind(account)
+            .fetch_one(&pool)
+            .await
+            .unwrap()
+    };
+    const COST: &str = "$argon2id$v=19$m=19456,t=2,p=1$";
+    let today = stored().await;
+    assert!(today.starts_with(COST), "{today}");
+    let years_ago = sqlx::query("UPDATE accounts.credentials SET hash = $2 WHERE account_id = $1")
+        .bind(account)
+        .bind(CHEAP)
+        .execute(&pool)
+        .await
+        .unwrap();
+    assert_eq!(years_ago.rows_affected(), 1);
+    assert_eq!(log_in(&shop, email, "not the right password").await.status, 401);
+    assert_eq!(stored().await, CHEAP, "who does not know the password changes nothing");
+    assert_eq!(log_in(&shop, email, PASSWORD).await.status, 201);
+    let anew = stored().await;
+    assert!(anew.starts_with(COST), "{anew}");
+    assert_eq!(log_in(&shop, email, PASSWORD).await.status, 201);
+    assert_eq!(log_in(&shop, email, "not the right password").await.status, 401);
+    assert_eq!(stored().await, anew, "once");
+}
+
 #[tokio::test]
 async fn a_refresh_token_is_used_once_and_a_second_use_ends_the_session() {
     let shop = Shop::open().await;
@@ -559,6 +599,46 @@ async fn sessions_end_within_a_second_on_every_process() {
     // Tokens that operators make are of no session.
     let none = delete(&shop, "/v1/sessions/current", &shop.staff).await;
     assert_eq!((none.status, none.problem()), (409, "state-conflict"));
+}
+
+#[tokio::test]
+async fn sessions_end_within_a_second_at_processes_that_only_read() {
+    let postgres = Postgres::shared().await;
+    let (log, views) = (postgres.database().await, postgres.database().await);
+    let with_views = [("TIDEMARK_VIEWS_URL", views.as_str())];
+    let command = Shop::part("command", &log, &[]).await;
+    let _projector = Shop::part("projector", &log, &with_views).await;
+    let query = Shop::part("query", &log, &with_views).await;
+    let email = "reading@example.org";
+    register(&command, email).await;
+    let (id, one, _) = session(&command, email).await;
+    let (_, two, _) = session(&command, email).await;
+    let (_, three, _) = session(&command, email).await;
+    for token in [&one, &two, &three] {
+        assert!(is_taken(&query, token).await);
+    }
+    let refused_within = async |process: &Shop, token: &str| {
+        let since = Instant::now();
+        let answer = until("the token is refused", async || {
+            let answer = process.get("/v1/orders", Some(token), &[]).await;
+            (answer.status != 200).then_some(answer)
+        })
+        .await;
+        assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
+        assert_eq!((answer.status, answer.problem()), (401, "unauthenticated"));
+    };
+    assert_eq!(delete(&command, "/v1/sessions/current", &one).await.status, 204);
+    refused_within(&query, &one).await;
+    assert!(is_taken(&query, &two).await, "another session goes on");
+    let path = format!("/v1/accounts/{id}/deactivation");
+    assert_eq!(post(&command, &path, Some(&command.staff), json!({})).await.status, 204);
+    refused_within(&query, &two).await;
+    refused_within(&query, &three).await;
+    // Also at one that was not there when they ended.
+    let later = Shop::part("query", &log, &with_views).await;
+    for token in [&one, &two, &three] {
+        refused_within(&later, token).await;
+    }
 }
 
 #[tokio::test]
@@ -736,6 +816,61 @@ async fn a_second_factor_is_asked_for_and_no_code_is_taken_twice() {
     let stored: String =
         sqlx::query_scalar("SELECT secret FROM accounts.factors LIMIT 1").fetch_one(&pool).await.unwrap();
     assert!(stored.starts_with("v1.") && !stored.contains(secret));
+}
+
+#[tokio::test]
+async fn a_role_that_needs_a_second_factor_is_a_customers_until_there_is_one() {
+    let postgres = Postgres::shared().await;
+    let url = postgres.database().await;
+    let settings = [("DATABASE_URL", url.as_str()), ("TIDEMARK_SECOND_FACTOR_FOR", "staff")];
+    let shop = Shop::part("up", &url, &settings).await;
+    let admin = token("admin", ADMIN).await;
+    let email = "guarded@example.org";
+    register(&shop, email).await;
+    let (id, ..) = session(&shop, email).await;
+    let role = format!("/v1/accounts/{id}/role");
+    assert_eq!(put(&shop, &role, &admin, json!({ "role": "staff" })).await.status, 204);
+    let make = async |session: &Answer, sku: &str| {
+        let access = session.body["access_token"].as_str().unwrap();
+        let price = json!({ "amount": 1, "currency": "EUR" });
+        let body = json!({ "sku": sku, "name": sku, "price": price });
+        post(&shop, "/v1/products", Some(access), body).await
+    };
+    let without = log_in(&shop, email, PASSWORD).await;
+    assert_eq!((without.status, &without.body["role"]), (201, &json!("customer")), "{}", without.text);
+    let refused = make(&without, "WITHOUT").await;
+    assert_eq!((refused.status, refused.problem()), (403, "forbidden"));
+
+    let path = format!("/v1/accounts/{id}/second-factor");
+    let access = without.body["access_token"].as_str().unwrap();
+    let factor = post(&shop, &path, Some(access), json!({ "password": PASSWORD })).await;
+    assert_eq!(factor.status, 201, "{}", factor.text);
+    let begun = log_in(&shop, email, PASSWORD).await;
+    assert_eq!((begun.status, &begun.body["role"]), (201, &json!("customer")), "it is not confirmed");
+    let secret = factor.body["secret"].as_str().unwrap();
+    let now = chrono::Utc::now().timestamp();
+    let body = json!({ "factor_id": factor.body["factor_id"], "one_time_code": code(secret, now) });
+    assert_eq!(put(&shop, &format!("{path}/confirmation"), access, body).await.status, 204);
+    let body = json!({ "email": email, "password": PASSWORD, "one_time_code": code(secret, now + 30) });
+    let with = post(&shop, "/v1/sessions", None, body).await;
+    assert_eq!((with.status, &with.body["role"]), (201, &json!("staff")), "{}", with.text);
+    let made = make(&with, "WITH").await;
+    assert_eq!(made.status, 201, "{}", made.text);
+    // A session that began without it stays what it was.
+    let body = json!({ "refresh_token": without.body["refresh_token"] });
+    let refreshed = post(&shop, "/v1/sessions/refresh", None, body).await;
+    assert_eq!((refreshed.status, &refreshed.body["role"]), (200, &json!("customer")), "{}", refreshed.text);
+    assert_eq!(make(&refreshed, "REFRESHED").await.status, 403);
+
+    let removal = format!("{path}/removal");
+    assert_eq!(post(&shop, &removal, Some(access), json!({ "password": PASSWORD })).await.status, 204);
+    let removed = log_in(&shop, email, PASSWORD).await;
+    assert_eq!((removed.status, &removed.body["role"]), (201, &json!("customer")), "{}", removed.text);
+    assert_eq!(make(&removed, "REMOVED").await.status, 403);
+    // Other roles need none.
+    assert_eq!(put(&shop, &role, &admin, json!({ "role": "analyst" })).await.status, 204);
+    let analyst = log_in(&shop, email, PASSWORD).await;
+    assert_eq!((analyst.status, &analyst.body["role"]), (201, &json!("analyst")), "{}", analyst.text);
 }
 
 /// Every table of the database that has a text in it.

@@ -61,7 +61,9 @@ async fn what_is_wrong_is_named_with_what_is_expected() {
         ("up", vec![data, ("TIDEMARK_LISTEN", "127.0.0.1:65536")], "TIDEMARK_LISTEN", "like 127.0.0.1:8080"),
         ("query", vec![LOG, VIEWS, ("TIDEMARK_LISTEN", "")], "TIDEMARK_LISTEN", "like 127.0.0.1:8080"),
         ("up", vec![listen, no_directory], "TIDEMARK_DATA_DIR", "can write"),
-        ("replay", vec![no_directory], "TIDEMARK_DATA_DIR", "can write"),
+        ("replay", vec![no_directory], "TIDEMARK_DATA_DIR", "there is no shop in"),
+        ("rebuild stock", vec![data], "TIDEMARK_DATA_DIR", "there is no shop in"),
+        ("keys rewrap", vec![data], "TIDEMARK_DATA_DIR", "there is no shop in"),
         ("projector", vec![listen, LOG, VIEWS, no_brokers], "TIDEMARK_KAFKA_BROKERS", "host:port"),
         ("command", vec![listen, LOG, data, no_brokers], "TIDEMARK_KAFKA_BROKERS", "host:port"),
         (

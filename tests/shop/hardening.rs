@@ -30,6 +30,20 @@ async fn rest(stream: &mut TcpStream) -> String {
     String::from_utf8(said).unwrap()
 }
 
+/// What is said to one who sends so much twice a second, until the connection ends.
+async fn said_to_drops(stream: TcpStream, drop: &'static [u8]) -> String {
+    let (mut read, mut write) = stream.into_split();
+    let dripping = tokio::spawn(async move {
+        while write.write_all(drop).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    });
+    let mut said = Vec::new();
+    tokio::time::timeout(Duration::from_secs(60), read.read_to_end(&mut said)).await.unwrap().ok();
+    dripping.abort();
+    String::from_utf8(said).unwrap()
+}
+
 async fn is_open(stream: &TcpStream) -> bool {
     let read = tokio::time::timeout(Duration::from_millis(50), stream.readable()).await;
     read.is_err() || !matches!(stream.try_read(&mut [0; 1]), Ok(0) | Err(_))
@@ -48,16 +62,7 @@ async fn a_body_that_drips_is_cut_off_and_one_that_flows_is_not() {
     let begun = Instant::now();
     let mut slow = connect(&shop, "127.0.0.1").await;
     slow.write_all(head(1_000).as_bytes()).await.unwrap();
-    let (mut read, mut write) = slow.into_split();
-    let dripping = tokio::spawn(async move {
-        while write.write_all(b" ").await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        }
-    });
-    let mut said = Vec::new();
-    tokio::time::timeout(Duration::from_secs(60), read.read_to_end(&mut said)).await.unwrap().ok();
-    dripping.abort();
-    let said = String::from_utf8(said).unwrap();
+    let said = said_to_drops(slow, b" ").await;
     assert!(said.starts_with("HTTP/1.1 408 ") && said.contains("/problems/too-slow"), "{said}");
     assert!(said.contains("connection: close"), "{said}");
     assert!(begun.elapsed() >= Duration::from_secs(5), "{:?}", begun.elapsed());
@@ -201,6 +206,18 @@ async fn when_all_connections_are_taken_those_that_say_nothing_make_room() {
     assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
     let metrics = reqwest::get(format!("{}/metrics", shop.base)).await.unwrap().text().await.unwrap();
     assert!(!metrics.contains("tidemark_http_connections_cut_total 0"), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_head_that_drips_is_cut_off() {
+    let (shop, _postgres) = shop(&[]).await;
+    let mut slow = connect(&shop, "127.0.0.1").await;
+    slow.write_all(b"GET /v1/products HTTP/1.1\r\nhost: shop\r\n").await.unwrap();
+    let begun = Instant::now();
+    let said = said_to_drops(slow, b"x: y\r\n").await;
+    assert!(!said.starts_with("HTTP/1.1 200"), "{said}");
+    let cut_after = begun.elapsed();
+    assert!((14..30).contains(&cut_after.as_secs()), "{cut_after:?}");
 }
 
 #[tokio::test]

@@ -40,6 +40,8 @@ pub(crate) async fn until<T>(what: &str, mut holds: impl AsyncFnMut() -> Option<
 pub(crate) struct Postgres {
     pub(crate) folder: TempDir,
     server: std::sync::Mutex<Option<std::process::Child>>,
+    /// Settings beside those that all have.
+    settings: std::sync::Mutex<Vec<String>>,
 }
 
 static SHARED: Mutex<Weak<Postgres>> = Mutex::const_new(Weak::new());
@@ -63,7 +65,8 @@ impl Postgres {
         let mut init = server_program("initdb", folder.path());
         init.args(["-U", "tidemark", "-A", "trust", "-E", "UTF8", "--locale=C", "-D"]).arg(&data);
         assert!(init.output().unwrap().status.success(), "initdb");
-        let postgres = Self { folder, server: std::sync::Mutex::new(None) };
+        let postgres =
+            Self { folder, server: std::sync::Mutex::new(None), settings: std::sync::Mutex::default() };
         postgres.launch().await;
         postgres
     }
@@ -90,6 +93,9 @@ impl Postgres {
         let mut command = server_program("postgres", self.folder.path());
         command.arg("-D").arg(self.folder.path().join("data")).arg("-k").arg(self.folder.path());
         for setting in ["listen_addresses=", "max_connections=200", "shared_buffers=64MB", "fsync=on"] {
+            command.args(["-c", setting]);
+        }
+        for setting in self.settings.lock().unwrap().iter() {
             command.args(["-c", setting]);
         }
         command
@@ -124,6 +130,26 @@ impl Postgres {
             rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
             server.wait().unwrap();
         }
+    }
+
+    /// Speaks TLS from here on, and nothing else, at a port of localhost.
+    pub(crate) async fn speak_tls(&self, certificate: &Path, key: &Path) -> u16 {
+        use std::os::unix::fs::{MetadataExt, PermissionsExt};
+        let (data, port) = (self.folder.path().join("data"), free_port());
+        let owner = std::fs::metadata(&data).unwrap();
+        for (from, name) in [(certificate, "server.crt"), (key, "server.key")] {
+            let to = data.join(name);
+            std::fs::copy(from, &to).unwrap();
+            std::fs::set_permissions(&to, std::fs::Permissions::from_mode(0o600)).unwrap();
+            std::os::unix::fs::chown(&to, Some(owner.uid()), Some(owner.gid())).unwrap();
+        }
+        std::fs::write(data.join("pg_hba.conf"), "local all all trust\nhostssl all all 127.0.0.1/32 trust\n")
+            .unwrap();
+        let settings = ["listen_addresses=127.0.0.1".to_owned(), format!("port={port}"), "ssl=on".to_owned()];
+        self.settings.lock().unwrap().extend(settings);
+        self.stop();
+        *self.server.lock().unwrap() = Some(self.spawn());
+        port
     }
 
     /// Copies the files of the stopped server: a replica that stands where it stood.

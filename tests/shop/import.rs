@@ -2,25 +2,63 @@
 
 use std::path::Path;
 
-use crate::harness::{Shop, audit, tidemark};
+use sqlx::{Connection, Executor, PgConnection, PgPool};
+
+use crate::harness::{Shop, audit, tidemark, until};
+use crate::run::Program;
+
+fn import(shop: &Shop) -> Program {
+    let mut command = tidemark();
+    command
+        .args(["import", "complete-journey"])
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/sample/complete-journey"))
+        .arg("--data-dir")
+        .arg(shop.data.path())
+        .env("DATABASE_URL", &shop.url);
+    command
+}
+
+#[tokio::test]
+async fn an_import_that_is_killed_goes_on() {
+    let (whole, broken) = (Shop::open().await, Shop::open().await);
+    assert!(import(&whole).output().await.unwrap().status.success());
+    let pool = broken.pool().await;
+    let mut killed = import(&broken).spawn().unwrap();
+    // Held up in the middle: nothing is appended between the look and the end.
+    let mut holder = until("some of it is there", async || {
+        let mut holder = PgConnection::connect(&broken.url).await.unwrap();
+        holder.execute("BEGIN").await.unwrap();
+        let head = "SELECT position FROM log.head FOR UPDATE";
+        let head: i64 = sqlx::query_scalar(head).fetch_one(&mut holder).await.unwrap();
+        (head > 500).then_some(holder)
+    })
+    .await;
+    killed.kill().await.unwrap();
+    holder.execute("ROLLBACK").await.unwrap();
+    let said = async |pool: &PgPool| {
+        sqlx::query_as::<_, (i64, i64, i64)>(
+            "SELECT (SELECT position FROM log.head), (SELECT count(*) FROM log.events WHERE category = 'order'), \
+             (SELECT COALESCE(sum((payload->>'quantity')::bigint), 0)::bigint FROM log.events WHERE event_type = 'StockReserved')",
+        )
+        .fetch_one(pool)
+        .await
+        .unwrap()
+    };
+    let unbroken = said(&whole.pool().await).await;
+    assert!(said(&pool).await.0 < unbroken.0, "it was not killed in the middle");
+    let output = import(&broken).output().await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(said(&pool).await, unbroken);
+    broken.caught_up().await;
+    audit(&pool).await;
+}
 
 #[tokio::test]
 async fn an_import_takes_what_it_can_reports_the_rest_and_is_idempotent() {
     let shop = Shop::open().await;
-    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/sample/complete-journey");
     let report = shop.data.path().join("report.csv");
     let run = async || {
-        let output = tidemark()
-            .args(["import", "complete-journey"])
-            .arg(&sample)
-            .arg("--report")
-            .arg(&report)
-            .arg("--data-dir")
-            .arg(shop.data.path())
-            .env("DATABASE_URL", &shop.url)
-            .output()
-            .await
-            .unwrap();
+        let output = import(&shop).arg("--report").arg(&report).output().await.unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };

@@ -5,14 +5,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::{Offset, TopicPartitionList};
 use rustix::process::{Pid, Signal, kill_process};
-use sqlx::{AssertSqlSafe, PgPool};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use tidemark_events::RecordedEvent;
 use tidemark_events::log::{Filter, Head, Log};
 use tidemark_events::partition::{PARTITIONS, partition_of};
-use tidemark_kafka::record::Record;
+use tidemark_kafka::record::{self, Record};
+use uuid::Uuid;
 
 use crate::broker::Broker;
 use crate::harness::{Answer, Postgres, Shop, audit, until};
@@ -127,6 +132,42 @@ pub(crate) async fn same_at(position: i64, one: &PgPool, other: &PgPool) {
     assert_eq!(rows(one).await, rows(other).await);
 }
 
+/// From the topic as from the log.
+async fn views_that_begin_now_are_the_same(
+    broker: &Broker,
+    elsewhere: &Postgres,
+    log: &str,
+    service: &Shop,
+    product: &str,
+) {
+    let (from_topic, from_log, address) =
+        (elsewhere.database().await, elsewhere.database().await, broker.address());
+    let settings = [
+        ("TIDEMARK_VIEWS_URL", from_topic.as_str()),
+        ("TIDEMARK_KAFKA_BROKERS", address.as_str()),
+        ("TIDEMARK_KAFKA_GROUP", "late"),
+    ];
+    let _late = Shop::part("projector", log, &settings).await;
+    let _other = Shop::part("projector", log, &[("TIDEMARK_VIEWS_URL", &from_log)]).await;
+    let pool_from_topic = PgPool::connect(&from_topic).await.unwrap();
+    let pool_from_log = PgPool::connect(&from_log).await.unwrap();
+    same_at(one_more(service, product, "the last").await, &pool_from_topic, &pool_from_log).await;
+    let read: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM views.checkpoints WHERE source_offset IS NOT NULL")
+            .fetch_one(&pool_from_topic)
+            .await
+            .unwrap();
+    assert!(read > 0, "they did come from the topic");
+}
+
+/// What the topic has of an epoch, in the order of the log.
+fn published_in(epoch: i32, content: Vec<Vec<Record>>) -> Vec<RecordedEvent> {
+    let of_epoch = content.into_iter().flatten().filter(|record| record.at.epoch == epoch);
+    let mut events: Vec<RecordedEvent> = of_epoch.filter_map(|record| record.event).collect();
+    events.sort_unstable_by_key(|event| event.position);
+    events
+}
+
 /// Of the position that a command was answered with.
 fn epoch_of(answer: &Answer) -> i32 {
     answer.header("tidemark-position").split_once('-').unwrap().0.parse().unwrap()
@@ -223,6 +264,7 @@ async fn a_log_that_lost_its_end_is_published_anew_from_the_fork_and_views_beyon
     let kept = service.order(&product, 1, "kept").await.unwrap();
     let fork = kept.body["position"].as_i64().unwrap();
     same_at(fork, &pool_views, &pool_of_log).await;
+    topic_is_the_log(&broker, &service.pool().await).await;
     postgres.kill();
     postgres.copy_as_replica();
     postgres.launch().await;
@@ -255,19 +297,18 @@ async fn a_log_that_lost_its_end_is_published_anew_from_the_fork_and_views_beyon
     let head = log.last().unwrap().position;
     assert!(head < beyond, "the log is shorter than what was published");
     let content = content_with(&broker, Head { epoch, position: head }).await;
-    let mut second: Vec<RecordedEvent> = Vec::new();
-    for records in content {
+    for records in &content {
         assert!(
             records.is_sorted_by_key(|record| record.at),
             "within a partition, the new epoch follows the old one"
         );
-        second.extend(
-            records.into_iter().filter(|record| record.at.epoch == epoch).filter_map(|record| record.event),
-        );
     }
-    second.sort_unstable_by_key(|event| event.position);
     let expected: Vec<RecordedEvent> = log.into_iter().filter(|event| event.position > fork).collect();
-    assert_eq!(second, expected, "of the new epoch the topic holds what the log holds behind the fork");
+    assert_eq!(
+        published_in(epoch, content),
+        expected,
+        "of the new epoch the topic holds what the log holds behind the fork"
+    );
     until("who reads the topic says so", async || {
         let words = std::fs::read_to_string(&projector.words).unwrap();
         let of_orders =
@@ -286,9 +327,9 @@ async fn a_log_that_lost_its_end_is_published_anew_from_the_fork_and_views_beyon
     tokio::time::sleep(Duration::from_secs(2)).await;
     for pool in [&pool_views, &pool_of_log] {
         assert_eq!(rows(pool).await, shown);
-        let epochs: Vec<i32> =
-            sqlx::query_scalar("SELECT DISTINCT epoch FROM views.checkpoints").fetch_all(pool).await.unwrap();
-        assert_eq!(epochs, [1]);
+        let newest: i32 =
+            sqlx::query_scalar("SELECT max(epoch) FROM views.checkpoints").fetch_one(pool).await.unwrap();
+        assert!(newest < epoch, "{newest}");
     }
     let path = format!("/v1/products/{product}");
     assert_eq!(query.get(&path, None, &[("Tidemark-After", &last)]).await.problem(), "view-behind");
@@ -367,6 +408,7 @@ async fn a_backup_that_is_restored_again_begins_an_epoch_that_there_never_was() 
     let pool_of_log = PgPool::connect(&views_of_log).await.unwrap();
     let product = service.product("R", 100).await;
     topic_is_the_log(&broker, &service.pool().await).await;
+    let kept = events(&service.pool().await).await.len();
     postgres.kill();
     postgres.copy_as_replica();
     let restored = async |name: &str| {
@@ -404,50 +446,41 @@ async fn a_backup_that_is_restored_again_begins_an_epoch_that_there_never_was() 
     for pool in [&pool_views, &pool_of_log] {
         assert_eq!(rows(pool).await, shown);
     }
-    // Where the two histories part is not known: all of the log is published under its new epoch.
+    // The log has never heard of the epoch that the topic stands in; the topic tells where that began.
     let log = events(&service.pool().await).await;
-    let head = log.last().unwrap().position;
-    let content = content_with(&broker, Head { epoch: epoch_of(&second), position: head }).await;
-    let mut published: Vec<RecordedEvent> = content
-        .into_iter()
-        .flatten()
-        .filter(|record| record.at.epoch == epoch_of(&second))
-        .filter_map(|record| record.event)
-        .collect();
-    published.sort_unstable_by_key(|event| event.position);
-    assert_eq!(published, log);
+    let content =
+        content_with(&broker, Head { epoch: epoch_of(&second), position: log.last().unwrap().position })
+            .await;
+    assert_eq!(published_in(epoch_of(&second), content), log[kept..]);
     // Views that begin now pass over the epoch that the log never had.
-    let (from_topic, from_log) = (elsewhere.database().await, elsewhere.database().await);
-    let settings = [
-        ("TIDEMARK_VIEWS_URL", from_topic.as_str()),
-        ("TIDEMARK_KAFKA_BROKERS", address.as_str()),
-        ("TIDEMARK_KAFKA_GROUP", "late"),
-    ];
-    let _late = Shop::part("projector", &url, &settings).await;
-    let _other = Shop::part("projector", &url, &[("TIDEMARK_VIEWS_URL", &from_log)]).await;
-    let pool_from_topic = PgPool::connect(&from_topic).await.unwrap();
-    let pool_from_log = PgPool::connect(&from_log).await.unwrap();
-    let last = one_more(&service, &product, "last").await;
-    same_at(last, &pool_from_topic, &pool_from_log).await;
-    let read: i64 =
-        sqlx::query_scalar("SELECT count(*) FROM views.checkpoints WHERE source_offset IS NOT NULL")
-            .fetch_one(&pool_from_topic)
-            .await
-            .unwrap();
-    assert!(read > 0, "they did come from the topic");
+    views_that_begin_now_are_the_same(&broker, &elsewhere, &url, &service, &product).await;
 }
 
-/// Files that were copied and put back: the server cannot tell, so somebody has to say it.
+/// Files that were copied and put back, as from a volume's snapshot: the server is the same, and so is its timeline.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_log_whose_files_were_put_back_is_not_published_until_it_has_an_epoch_of_its_own() {
-    let (postgres, broker) = tokio::join!(Postgres::start(), Broker::start());
-    let url = postgres.database().await;
-    let service = commands(&url, &broker).await;
-    let product = service.product("F", 100).await;
-    let fork = one_more(&service, &product, "kept").await;
+async fn a_log_whose_files_were_put_back_begins_an_epoch_before_anything_is_appended() {
+    let (postgres, elsewhere, broker) = tokio::join!(Postgres::start(), Postgres::start(), Broker::start());
+    let (url, views) = (postgres.database().await, elsewhere.database().await);
+    let (service, address) = (commands(&url, &broker).await, broker.address());
+    let settings = [("TIDEMARK_VIEWS_URL", views.as_str()), ("TIDEMARK_KAFKA_BROKERS", address.as_str())];
+    let projector = Shop::part("projector", &url, &settings).await;
+    let product = service.product("F", 10_000).await;
+    let published = usize::try_from(one_more(&service, &product, "published").await).unwrap();
+    topic_is_the_log(&broker, &service.pool().await).await;
+    drop(service);
+    // What is in the log when its files are copied, and not in the topic yet, gets there in the next epoch.
+    let alone = Shop::part("command", &url, &[]).await;
+    one_more(&alone, &product, "not published").await;
+    drop(alone);
     postgres.kill();
     postgres.copy_as_replica();
+    let put_back = async || {
+        postgres.kill();
+        postgres.put_files_back();
+        postgres.launch().await;
+    };
     postgres.launch().await;
+    let service = commands(&url, &broker).await;
     until("orders are taken again", async || {
         service.order(&product, 1, "lost").await.ok().filter(|answer| answer.status == 201)
     })
@@ -456,34 +489,82 @@ async fn a_log_whose_files_were_put_back_is_not_published_until_it_has_an_epoch_
         one_more(&service, &product, &format!("lost {n}")).await;
     }
     topic_is_the_log(&broker, &service.pool().await).await;
-    postgres.kill();
-    postgres.put_files_back();
-    postgres.launch().await;
-    until("it says so", async || {
-        let words = std::fs::read_to_string(&service.words).unwrap();
-        words.lines().any(|line| line.contains("has begun no epoch since")).then_some(())
+    let lost: i32 = {
+        let mut connection = PgConnection::connect(&url).await.unwrap();
+        sqlx::query_scalar("SELECT epoch FROM log.head").fetch_one(&mut connection).await.unwrap()
+    };
+    let pool_views = PgPool::connect(&views).await.unwrap();
+    stands_at(&pool_views, events(&service.pool().await).await.len() as i64).await;
+    let shown = rows(&pool_views).await;
+
+    // Nobody writes: who publishes finds out.
+    put_back().await;
+    let first = until("an epoch begins", async || {
+        let mut connection = PgConnection::connect(&url).await.ok()?;
+        let epoch: i32 =
+            sqlx::query_scalar("SELECT epoch FROM log.head").fetch_one(&mut connection).await.ok()?;
+        (epoch > 1 && epoch != lost).then_some(epoch)
     })
     .await;
-    // As docs/operations.md says it.
-    drop(service);
-    sqlx::query("UPDATE log.head SET timeline = 0")
-        .execute(&PgPool::connect(&url).await.unwrap())
-        .await
-        .unwrap();
-    let service = commands(&url, &broker).await;
-    let kept = service.order(&product, 1, "new").await.unwrap();
-    assert!(epoch_of(&kept) > 1);
+    until("who reads the topic says so", async || {
+        one_more(&service, &product, &Uuid::now_v7().to_string()).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let words = std::fs::read_to_string(&projector.words).unwrap();
+        words.lines().any(|line| line.contains("orders") && line.contains("lost its end")).then_some(())
+    })
+    .await;
     let log = events(&service.pool().await).await;
-    let head = log.last().unwrap().position;
-    let content = content_with(&broker, Head { epoch: epoch_of(&kept), position: head }).await;
-    let mut published: Vec<RecordedEvent> = content
-        .into_iter()
-        .flatten()
-        .filter(|record| record.at.epoch == epoch_of(&kept) || record.at.position <= fork)
-        .filter_map(|record| record.event)
-        .collect();
-    published.sort_unstable_by_key(|event| event.position);
-    assert_eq!(published, log);
+    let content = content_with(&broker, Head { epoch: first, position: log.last().unwrap().position }).await;
+    assert_eq!(published_in(first, content), log[published..]);
+
+    // Nobody publishes: the log is further than the topic when somebody does, and there is no event of both.
+    drop(service);
+    put_back().await;
+    let alone = Shop::part("command", &url, &[]).await;
+    for n in 0..log.len() {
+        one_more(&alone, &product, &format!("more {n}")).await;
+    }
+    drop(alone);
+    let service = commands(&url, &broker).await;
+    let last = service.order(&product, 1, "last").await.unwrap();
+    assert!(epoch_of(&last) > first, "{}", last.text);
+    let log = events(&service.pool().await).await;
+    let content =
+        content_with(&broker, Head { epoch: epoch_of(&last), position: log.last().unwrap().position }).await;
+    assert_eq!(published_in(epoch_of(&last), content), log[published..]);
+    assert_eq!(rows(&pool_views).await, shown, "nothing is put on top of what was lost");
+    // A view that begins now has everything.
+    views_that_begin_now_are_the_same(&broker, &elsewhere, &url, &service, &product).await;
+}
+
+/// Whichever epochs it has: another log is another log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_log_is_not_published_to_the_topic_of_one() {
+    let (postgres, broker) = tokio::join!(Postgres::start(), Broker::start());
+    let url = postgres.database().await;
+    let service = commands(&url, &broker).await;
+    service.product("A", 100).await;
+    let log = events(&service.pool().await).await;
+    let head = Head { epoch: 1, position: log.last().unwrap().position };
+    content_with(&broker, head).await;
+    drop(service);
+    // A later epoch and a further position do not make it the same.
+    let other = postgres.database().await;
+    let alone = Shop::part("command", &other, &[]).await;
+    alone.product("B", 100).await;
+    drop(alone);
+    postgres.kill();
+    postgres.launch().await;
+    let service = commands(&other, &broker).await;
+    service.product("C", 100).await;
+    assert!(events(&service.pool().await).await.len() > log.len());
+    until("it says so", async || {
+        let words = std::fs::read_to_string(&service.words).unwrap();
+        words.lines().any(|line| line.contains("it is not the log that was published there")).then_some(())
+    })
+    .await;
+    let content = content_with(&broker, head).await;
+    assert_eq!(published_in(1, content), log);
 }
 
 /// Their commits do not wait for the disk. Who has applied the last event must find out by itself that it is lost.
@@ -620,18 +701,7 @@ async fn views_from_the_topic_are_those_from_the_log() {
         let half = OwnedHeaders::new().insert(Header { key: "ce_epoch", value: Some("1") });
         producer.send(BaseRecord::<str, str>::to(TOPIC).partition(partition).headers(half)).unwrap();
     }
-    producer
-        .send(
-            BaseRecord::<str, str>::to(TOPIC)
-                .partition(partition_of(past.partition_key).into())
-                .payload(&*past.payload)
-                .headers(tidemark_kafka::record::headers(
-                    1,
-                    &past,
-                    &mut tidemark_kafka::record::Time::default(),
-                )),
-        )
-        .unwrap();
+    send(&producer, 1, &past);
     producer.flush(Duration::from_secs(10)).unwrap();
     let position = one_more(&service, &products[0], "after the strays").await;
     same_at(position, &pool, &pool_other).await;
@@ -706,4 +776,240 @@ async fn views_from_the_topic_are_those_from_the_log() {
     tokio::join!(placing, switching);
     let position = one_more(&service, &products[0], "after the way back").await;
     same_at(position, &pool_late, &pool_other).await;
+}
+
+/// Orders until every partition of every view stands at a record of the topic. The audit takes its events from the log.
+async fn read_the_topic(views: &PgPool, service: &Shop, product: &str) {
+    until("the views read the topic", async || {
+        let position = one_more(service, product, &Uuid::now_v7().to_string()).await;
+        stands_at(views, position).await;
+        let all: bool = sqlx::query_scalar(
+            "SELECT bool_and(source_offset IS NOT NULL) FROM views.checkpoints WHERE name <> 'audit'",
+        )
+        .fetch_one(views)
+        .await
+        .unwrap();
+        all.then_some(())
+    })
+    .await;
+}
+
+/// What somebody else than the publisher writes to the topic, in its form.
+fn send(producer: &BaseProducer, epoch: i32, event: &RecordedEvent) {
+    let (key, mut time) = (event.partition_key.to_string(), record::Time::default());
+    let record = BaseRecord::<str, str>::to(TOPIC)
+        .key(&key)
+        .partition(partition_of(event.partition_key).into())
+        .payload(&*event.payload)
+        .headers(record::headers(epoch, event, &mut time));
+    producer.send(record).unwrap();
+}
+
+/// The offset behind the newest record of each partition.
+fn ends(broker: &Broker) -> Vec<i64> {
+    let consumer: BaseConsumer = broker.client().set("group.id", "tests").create().unwrap();
+    let bounds =
+        |partition: i16| consumer.fetch_watermarks(TOPIC, partition.into(), Duration::from_secs(10)).unwrap();
+    (0..PARTITIONS).map(|partition| bounds(partition).1).collect()
+}
+
+/// Kafka deletes what is older than its retention; the log keeps everything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_topic_no_longer_has_is_taken_from_the_log() {
+    let (postgres, broker) = tokio::join!(Postgres::start(), Broker::start());
+    let (url, views) = (postgres.database().await, postgres.database().await);
+    let (views_late, views_of_log) = (postgres.database().await, postgres.database().await);
+    let (service, address) = (commands(&url, &broker).await, broker.address());
+    let settings = [("TIDEMARK_VIEWS_URL", views.as_str()), ("TIDEMARK_KAFKA_BROKERS", address.as_str())];
+    let mut stopped = Shop::part("projector", &url, &settings).await;
+    let pool = PgPool::connect(&views).await.unwrap();
+    let product = service.product("D", 10_000).await;
+    let early = service.order(&product, 1, "early").await.unwrap();
+    assert_eq!(early.status, 201, "{}", early.text);
+    read_the_topic(&pool, &service, &product).await;
+    stopped.process.kill().await.unwrap();
+    let stands: i64 = sqlx::query_scalar("SELECT max(position) FROM views.checkpoints WHERE name <> 'audit'")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    let offsets: Vec<(i16, i64)> = sqlx::query_as(
+        "SELECT partition, max(source_offset) FROM views.checkpoints GROUP BY partition ORDER BY partition",
+    )
+    .fetch_all(&pool)
+    .await
+    .unwrap();
+    assert_eq!(offsets.len(), usize::from(PARTITIONS.unsigned_abs()));
+    for n in 0..40 {
+        one_more(&service, &product, &format!("away {n}")).await;
+    }
+    let id = early.body["id"].as_str().unwrap();
+    let (path, key) = (format!("/v1/orders/{id}/cancellation"), [("Idempotency-Key", id)]);
+    let cancelled =
+        service.send(reqwest::Method::POST, &path, Some(&service.customer), &key, None).await.unwrap();
+    assert_eq!(cancelled.status, 200, "{}", cancelled.text);
+    let head = Log::new(service.pool().await).head().await.unwrap();
+    let published = content_with(&broker, head).await;
+
+    // The record where the views stand goes, and half of what came behind it.
+    let mut deleted = TopicPartitionList::new();
+    for ((partition, offset), end) in offsets.into_iter().zip(tokio::task::block_in_place(|| ends(&broker))) {
+        let before = Offset::Offset((offset + 1 + end) / 2);
+        deleted.add_partition_offset(TOPIC, partition.into(), before).unwrap();
+    }
+    let admin: AdminClient<DefaultClientContext> = broker.client().create().unwrap();
+    for partition in admin.delete_records(&deleted, &AdminOptions::new()).await.unwrap().elements() {
+        partition.error().unwrap();
+    }
+    let left = tokio::task::block_in_place(|| broker.content(TOPIC, PARTITIONS.into()));
+    let orders_since = |content: &[Vec<Record>]| {
+        let events = content.iter().flatten().filter_map(|record| record.event.as_ref());
+        events.filter(|event| event.category == "order" && event.position > stands).count()
+    };
+    let (before, now) = (orders_since(&published), orders_since(&left));
+    assert!(now < before, "orders that the views have not seen are gone: {now} of {before} are left");
+
+    let again = Shop::part("projector", &url, &settings).await;
+    let from_the_beginning = [
+        ("TIDEMARK_VIEWS_URL", views_late.as_str()),
+        ("TIDEMARK_KAFKA_BROKERS", address.as_str()),
+        ("TIDEMARK_KAFKA_GROUP", "late"),
+    ];
+    let late = Shop::part("projector", &url, &from_the_beginning).await;
+    let _of_log = Shop::part("projector", &url, &[("TIDEMARK_VIEWS_URL", &views_of_log)]).await;
+    let pool_late = PgPool::connect(&views_late).await.unwrap();
+    let pool_of_log = PgPool::connect(&views_of_log).await.unwrap();
+    let position = one_more(&service, &product, "after the deletion").await;
+    for (projector, pool) in [(&again, &pool), (&late, &pool_late)] {
+        same_at(position, pool, &pool_of_log).await;
+        let words = std::fs::read_to_string(&projector.words).unwrap();
+        assert!(words.contains("the log fills the gap"), "it was the topic that was asked first: {words}");
+    }
+    // From there both go on with the topic.
+    read_the_topic(&pool, &service, &product).await;
+    read_the_topic(&pool_late, &service, &product).await;
+    let position = one_more(&service, &product, "the last").await;
+    same_at(position, &pool, &pool_of_log).await;
+    same_at(position, &pool_late, &pool_of_log).await;
+}
+
+/// Somebody else writes to the topic, too: what no view can take in is written down, and holds up nothing else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_that_no_view_can_take_in_are_parked_and_counted_and_the_others_go_on() {
+    let (postgres, broker) = tokio::join!(Postgres::start(), Broker::start());
+    let (url, views, views_of_log) =
+        (postgres.database().await, postgres.database().await, postgres.database().await);
+    let (service, address) = (commands(&url, &broker).await, broker.address());
+    let settings = [("TIDEMARK_VIEWS_URL", views.as_str()), ("TIDEMARK_KAFKA_BROKERS", address.as_str())];
+    let projector = Shop::part("projector", &url, &settings).await;
+    let _of_log = Shop::part("projector", &url, &[("TIDEMARK_VIEWS_URL", &views_of_log)]).await;
+    let pool_views = PgPool::connect(&views).await.unwrap();
+    let pool_of_log = PgPool::connect(&views_of_log).await.unwrap();
+    let product = service.product("W", 10_000).await;
+    read_the_topic(&pool_views, &service, &product).await;
+    let pool = service.pool().await;
+    let head = Log::new(pool.clone()).head().await.unwrap();
+    stands_at(&pool_views, head.position).await;
+    let counted = async |name: &str| -> f64 { metric(&projector, &format!("{name}{{name=\"orders\"")).await };
+    let (strays, repeated) = ("tidemark_projection_strays_total", "tidemark_projection_repeated_total");
+    let (strays_before, repeated_before) = (counted(strays).await, counted(repeated).await);
+
+    // A view takes a record for new if its position is beyond the view's, and passes over what the log has up to there.
+    // So these have positions that the log is yet to give to events of the product, whose partition is another one.
+    let past = events(&pool).await.into_iter().find(|event| event.category == "order").unwrap();
+    let taken = [partition_of(product.parse().unwrap()), partition_of(past.partition_key)];
+    let keys: Vec<Uuid> = std::iter::repeat_with(Uuid::now_v7)
+        .filter(|key| !taken.contains(&partition_of(*key)))
+        .take(2)
+        .collect();
+    let teleported = RecordedEvent {
+        position: head.position + 1,
+        stream_id: keys[0],
+        event_id: Uuid::now_v7(),
+        event_type: "OrderTeleported".into(),
+        partition_key: keys[0],
+        ..past.clone()
+    };
+    let broken = RecordedEvent {
+        position: head.position + 2,
+        stream_id: keys[1],
+        event_id: Uuid::now_v7(),
+        payload: r#"{"lines":"#.into(),
+        partition_key: keys[1],
+        ..past.clone()
+    };
+    assert_eq!((&*broken.event_type, broken.version), ("OrderPlaced", 1));
+    let producer: BaseProducer = broker.client().create().unwrap();
+    for partition in 0..i32::from(PARTITIONS) {
+        let stray = BaseRecord::<str, [u8]>::to(TOPIC).partition(partition).payload(b"\xff\x00 no event");
+        producer.send(stray).unwrap();
+    }
+    for event in [&teleported, &broken, &past] {
+        send(&producer, head.epoch, event);
+    }
+    producer.flush(Duration::from_secs(10)).unwrap();
+    let parked = until("both are parked", async || {
+        let parked: Vec<(Uuid, i64, String)> =
+            sqlx::query_as("SELECT partition_key, position, event_type FROM views.parked ORDER BY position")
+                .fetch_all(&pool_views)
+                .await
+                .unwrap();
+        (parked.len() >= 2).then_some(parked)
+    })
+    .await;
+    assert_eq!(
+        parked,
+        [
+            (keys[0], teleported.position, "OrderTeleported".to_owned()),
+            (keys[1], broken.position, "OrderPlaced".to_owned())
+        ]
+    );
+    let of_orders: i64 = sqlx::query_scalar("SELECT count(*) FROM views.parked WHERE name = 'orders'")
+        .fetch_one(&pool_views)
+        .await
+        .unwrap();
+    assert_eq!(of_orders, 2);
+    until("the others are counted", async || {
+        let (strays, repeated) = (counted(strays).await, counted(repeated).await);
+        (strays >= strays_before + f64::from(PARTITIONS) && repeated > repeated_before).then_some(())
+    })
+    .await;
+
+    for _ in 0..2 {
+        let path = format!("/v1/products/{product}/stock-receipts");
+        let received = service.post(&path, serde_json::json!({ "quantity": 1 })).await;
+        assert_eq!(received.status, 201, "{}", received.text);
+    }
+    let since = Log::new(pool.clone()).head().await.unwrap();
+    assert_eq!(since.position, broken.position, "the log has given their positions to the product");
+    for key in &keys {
+        until("an order in the same partition", async || {
+            let placed = service.order(&product, 1, &Uuid::now_v7().to_string()).await.unwrap();
+            assert_eq!(placed.status, 201, "{}", placed.text);
+            let id: Uuid = placed.body["id"].as_str().unwrap().parse().unwrap();
+            (partition_of(id) == partition_of(*key)).then_some(())
+        })
+        .await;
+    }
+    same_at(one_more(&service, &product, "others go on").await, &pool_views, &pool_of_log).await;
+
+    // What is new comes twice, and something old behind it, in what is read at once.
+    let paused = Pid::from_raw(projector.pid()).unwrap();
+    kill_process(paused, Signal::STOP).unwrap();
+    let before = tokio::task::block_in_place(|| ends(&broker));
+    let placed = one_more(&service, &product, "twice").await;
+    until("it is published", async || {
+        let now = tokio::task::block_in_place(|| ends(&broker));
+        now.iter().zip(&before).all(|(now, before)| now > before).then_some(())
+    })
+    .await;
+    let events = events(&pool).await;
+    let of_product = |event: &&RecordedEvent| event.partition_key.to_string() == product;
+    let (old, new) = (events.iter().find(of_product).unwrap(), events.iter().rfind(of_product).unwrap());
+    assert_eq!((&*new.event_type, new.position), ("StockReserved", placed));
+    for event in [new, old] {
+        send(&producer, head.epoch, event);
+    }
+    producer.flush(Duration::from_secs(10)).unwrap();
+    kill_process(paused, Signal::CONT).unwrap();
+    same_at(one_more(&service, &product, "the last").await, &pool_views, &pool_of_log).await;
 }

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, Executor, PgConnection};
+use tokio::task::JoinHandle;
 
 use crate::harness::{Postgres, Shop, folder, tidemark, until};
 
@@ -39,6 +40,17 @@ async fn products(base: &str) -> usize {
     page["items"].as_array().map_or(0, Vec::len)
 }
 
+async fn token(data: &Path) -> String {
+    let token = tidemark()
+        .args(["token", "--role", "staff", "--data-dir"])
+        .arg(data)
+        .env_remove("TIDEMARK_TOKEN_SECRET")
+        .output()
+        .await
+        .unwrap();
+    String::from_utf8(token.stdout).unwrap().trim().to_owned()
+}
+
 #[tokio::test]
 async fn data_outlives_every_kind_of_end() {
     let folder = folder();
@@ -46,31 +58,15 @@ async fn data_outlives_every_kind_of_end() {
     let (mut shop, base) = start(&data).await;
 
     // The key that `up` made signs what `token` prints.
-    let token = tidemark()
-        .args(["token", "--role", "staff", "--data-dir"])
-        .arg(&data)
-        .env_remove("TIDEMARK_TOKEN_SECRET")
-        .output()
-        .await
-        .unwrap();
-    let token = String::from_utf8(token.stdout).unwrap();
+    let token = token(&data).await;
     let client = reqwest::Client::new();
     let body = serde_json::json!({ "sku": "P", "name": "P", "price": { "amount": 1, "currency": "EUR" } });
-    let made = client
-        .post(format!("{base}/v1/products"))
-        .bearer_auth(token.trim())
-        .json(&body)
-        .send()
-        .await
-        .unwrap();
+    let made =
+        client.post(format!("{base}/v1/products")).bearer_auth(&token).json(&body).send().await.unwrap();
     assert_eq!(made.status(), 201);
     let id = made.json::<serde_json::Value>().await.unwrap()["id"].as_str().unwrap().to_owned();
-    let published = client
-        .put(format!("{base}/v1/products/{id}/publication"))
-        .bearer_auth(token.trim())
-        .send()
-        .await
-        .unwrap();
+    let published =
+        client.put(format!("{base}/v1/products/{id}/publication")).bearer_auth(&token).send().await.unwrap();
     assert_eq!(published.status(), 200);
 
     // A statement that takes long is told in the server's log, but not what was bound to it.
@@ -120,21 +116,56 @@ async fn data_outlives_every_kind_of_end() {
     assert!(tokio::time::timeout(Duration::from_secs(30), shop.wait()).await.unwrap().unwrap().success());
 }
 
+/// A command that waits for the log's lock, and who holds it.
+async fn waiting(data: &Path, base: &str) -> (PgConnection, JoinHandle<reqwest::Result<u16>>) {
+    let socket = data.join("run").to_str().unwrap().replace('/', "%2F");
+    let url = format!("postgres://tidemark@{socket}/tidemark");
+    let mut holder = PgConnection::connect(&url).await.unwrap();
+    holder.execute("BEGIN; SELECT position FROM log.head FOR UPDATE").await.unwrap();
+    let body = serde_json::json!({ "sku": "P", "name": "P", "price": { "amount": 1, "currency": "EUR" } });
+    let made = reqwest::Client::new()
+        .post(format!("{base}/v1/products"))
+        .bearer_auth(token(data).await)
+        .header("idempotency-key", "waiting")
+        .json(&body);
+    let made = tokio::spawn(async move { Ok(made.send().await?.status().as_u16()) });
+    let mut watching = PgConnection::connect(&url).await.unwrap();
+    until("it waits", async || {
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tidemark writer' AND \
+                     wait_event_type = 'Lock'";
+        let waits: i64 = sqlx::query_scalar(waits).fetch_one(&mut watching).await.unwrap();
+        (waits > 0).then_some(())
+    })
+    .await;
+    (holder, made)
+}
+
+#[tokio::test]
+async fn what_is_in_hand_is_answered_before_it_ends() {
+    let folder = folder();
+    let data = folder.path().join("data");
+    let (mut shop, base) = start(&data).await;
+    let (mut holder, made) = waiting(&data, &base).await;
+    signal(&shop, Signal::TERM);
+    until("it takes no more", async || reqwest::get(format!("{base}/livez")).await.err()).await;
+    holder.execute("ROLLBACK").await.unwrap();
+    assert_eq!(made.await.unwrap().unwrap(), 201);
+    let ended = tokio::time::timeout(Duration::from_secs(30), shop.wait()).await.unwrap().unwrap();
+    assert!(ended.success());
+}
+
 #[tokio::test]
 async fn a_second_signal_ends_it_at_once_and_leaves_nothing_running() {
     let folder = folder();
     let data = folder.path().join("data");
-    let (mut shop, _) = start(&data).await;
+    let (mut shop, base) = start(&data).await;
     let postgres = server(&data);
-    for _ in 0..20 {
-        // The first may have been enough by the time of the next.
-        if shop.try_wait().unwrap().is_some() {
-            break;
-        }
-        signal(&shop, Signal::INT);
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    shop.wait().await.unwrap();
+    let (_holder, _made) = waiting(&data, &base).await;
+    signal(&shop, Signal::INT);
+    let ended = tokio::time::timeout(Duration::from_millis(500), shop.wait()).await;
+    assert!(ended.is_err(), "what is in hand is waited for");
+    signal(&shop, Signal::INT);
+    tokio::time::timeout(Duration::from_secs(2), shop.wait()).await.unwrap().unwrap();
     until("PostgreSQL ends", async || test_kill_process(postgres).err()).await;
     assert!(!data.join("postgres/postmaster.pid").exists());
 }

@@ -201,6 +201,55 @@ async fn what_guards_secrets_is_counted_over_all_processes() {
     .await;
 }
 
+/// Six log-ins at two processes in turn: of one address at accounts that differ, or the other way round.
+async fn six_in_turn(processes: &[Shop; 2], of_one_address: bool, round: u16) -> Vec<Answer> {
+    let mut answers = Vec::new();
+    for n in 0..6_u16 {
+        let (address, account) = if of_one_address { (0, n) } else { (n, 0) };
+        let from = format!("2001:db8:{round:x}:{address:x}::1");
+        let email = format!("somebody-{round}-{account}@example.org");
+        let body = json!({ "email": email, "password": "not the right password" });
+        let process = &processes[usize::from(n % 2)];
+        let from = [("X-Forwarded-For", from.as_str())];
+        answers.push(process.send(Method::POST, "/v1/sessions", None, &from, Some(body)).await.unwrap());
+    }
+    answers
+}
+
+#[tokio::test]
+async fn log_ins_at_two_processes_are_counted_together() {
+    let redis = Redis::start().await;
+    let postgres = Postgres::shared().await;
+    let log = postgres.database().await;
+    let url = redis.url();
+    let apart = [("TIDEMARK_LIMITS", "log-in=4/h"), ("TIDEMARK_TRUSTED_PROXIES", "127.0.0.1")];
+    let together = [&apart[..], &[("TIDEMARK_LIMITS_REDIS_URL", url.as_str())]].concat();
+    let apart = [Shop::part("command", &log, &apart).await, Shop::part("command", &log, &apart).await];
+    let together =
+        [Shop::part("command", &log, &together).await, Shop::part("command", &log, &together).await];
+    let mut round = 0;
+    for of_one_address in [true, false] {
+        // Another round for a Redis that did not answer in time: then a process counts by itself, as it should.
+        let answers = until("both count together", async || {
+            round += 1;
+            let answers = six_in_turn(&together, of_one_address, round).await;
+            let statuses = answers.iter().map(|answer| answer.status);
+            statuses.eq([401, 401, 401, 401, 429, 429]).then_some(answers)
+        })
+        .await;
+        for refused in &answers[4..] {
+            assert_eq!(refused.problem(), "rate-limited");
+            let wait: u32 = refused.header("retry-after").parse().unwrap();
+            assert!((1..=900).contains(&wait), "{wait}");
+        }
+        // Three are not too many for either of them alone.
+        round += 1;
+        for answer in six_in_turn(&apart, of_one_address, round).await {
+            assert_eq!(answer.status, 401, "{}", answer.text);
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_redis_that_hangs_holds_nobody_up() {
     let redis = Redis::start().await;

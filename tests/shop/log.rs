@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use chrono::Utc;
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{Connection, Executor, PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 use tidemark_command::command::NewId;
 use tidemark_command::product::CreateProduct;
 use tidemark_command::stock::ReceiveStock;
@@ -61,6 +61,27 @@ async fn two_processes_share_one_log_without_conflict() {
         .await
         .unwrap();
     assert_eq!(available, 500 - 480 - 1);
+}
+
+#[tokio::test]
+async fn three_services_sell_what_there_is_and_no_more() {
+    let postgres = Postgres::shared().await;
+    let url = postgres.database().await;
+    let mut shops = Vec::new();
+    for _ in 0..3 {
+        shops.push(Arc::new(Shop::on(&url).await));
+    }
+    let hot = shops[0].product("HOT", 200).await;
+    let mut buyers = JoinSet::new();
+    for n in 0..400 {
+        let (shop, hot) = (Arc::clone(&shops[n % 3]), hot.clone());
+        buyers.spawn(async move { shop.order(&hot, 1, &n.to_string()).await.unwrap().status });
+    }
+    let answers = buyers.join_all().await;
+    let count = |status| answers.iter().filter(|answer| **answer == status).count();
+    assert_eq!((count(201), count(409)), (200, 200), "{answers:?}");
+    shops[0].caught_up().await;
+    audit(&shops[0].pool().await).await;
 }
 
 #[tokio::test]
@@ -221,7 +242,7 @@ async fn a_long_stream_is_read_from_its_snapshot_and_from_the_beginning_when_tha
         tokio::time::sleep(Duration::from_millis(1_500)).await;
         let before = fetched(&pool).await;
         let mut connection = WriterConnection::open(&options).await.unwrap();
-        let loaded = connection.load(i64::MAX - 1, &[stock], |_| usable).await.unwrap();
+        let loaded = connection.load(None, &[stock], |_| usable).await.unwrap();
         drop(connection);
         assert_eq!((loaded.events.len(), loaded.snapshots.len()), (events, usize::from(usable)));
         let read = crate::harness::until("the session reports what it read", async || {
@@ -236,6 +257,30 @@ async fn a_long_stream_is_read_from_its_snapshot_and_from_the_beginning_when_tha
     let other = Bare::on(&url, 50).await;
     assert_eq!(other.receive(product_id).await, 106);
     other.end().await;
+}
+
+/// A dump knows the server, its timeline and its start, and may be put back into the same run of it.
+#[tokio::test]
+async fn a_copy_on_the_same_server_is_another_epoch() {
+    let postgres = Postgres::shared().await;
+    let url = postgres.database().await;
+    let bare = Bare::on(&url, 100).await;
+    let product_id = Uuid::now_v7();
+    bare.product(product_id).await;
+    assert_eq!(bare.receive(product_id).await, 1);
+    bare.end().await;
+    let name = url.rsplit_once('/').unwrap().1;
+    let mut connection = PgConnection::connect(&postgres.url("postgres")).await.unwrap();
+    sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {name}_copy TEMPLATE {name}")))
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    for (url, same) in [(url.clone(), true), (postgres.url(&format!("{name}_copy")), false)] {
+        let bare = Bare::on(&url, 100).await;
+        assert_eq!(bare.receive(product_id).await, 2);
+        assert_eq!(bare.log.head().await.unwrap().epoch == 1, same);
+        bare.end().await;
+    }
 }
 
 /// Entries of indexes of the log's events that have been read, once all sessions but this one have reported.
@@ -284,7 +329,7 @@ async fn a_stream_is_read_by_its_own_index_also_where_nothing_is_known_of_the_ev
     assert_eq!(analysed, 0, "there are statistics");
     let before = entries_read(&pool).await;
     let mut connection = WriterConnection::open(&options).await.unwrap();
-    let loaded = connection.load(STREAMS, &streams[..LOADED], |_| true).await.unwrap();
+    let loaded = connection.load(None, &streams[..LOADED], |_| true).await.unwrap();
     assert_eq!(loaded.events.len(), LOADED);
     drop(connection);
     let read = crate::harness::until("the session reports what it read", async || {

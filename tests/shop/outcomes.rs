@@ -11,7 +11,7 @@ use tidemark_events::stock::StockReceived;
 use tidemark_events::{Fact, Metadata, stream};
 use uuid::Uuid;
 
-use crate::harness::{Answer, Postgres, Shop, audit, until};
+use crate::harness::{Answer, CUSTOMER, Postgres, Shop, audit, token, until};
 use crate::proxy::{Cut, Proxy};
 
 /// What a read answers once its views stand where they should: until then it says that they do not.
@@ -281,6 +281,184 @@ async fn views_that_a_crash_threw_back_catch_up_without_another_event() {
     assert_eq!(read(&shop, &path, position).await.body["available"], 99);
     let order = format!("/v1/orders/{}", order.body["id"].as_str().unwrap());
     assert_eq!(read(&shop, &order, position).await.status, 200);
+}
+
+/// Nobody can tell whether its files are what they were, so each run of a server is an epoch of its own. That costs nobody
+/// anything.
+#[tokio::test]
+async fn a_server_that_was_started_anew_goes_on_in_a_new_epoch_and_nothing_is_read_twice() {
+    let postgres = Postgres::start().await;
+    let url = postgres.database().await;
+    let shop = Shop::on(&url).await;
+    let product = shop.product("P", 100).await;
+    let before = shop.order(&product, 1, "before").await.unwrap();
+    let (old, path) = (before.header("tidemark-position"), format!("/v1/products/{product}"));
+    assert!(old.starts_with("1-"), "{old}");
+    shop.caught_up().await;
+    let mut epochs = vec![1];
+    for n in 1..=3 {
+        postgres.kill();
+        postgres.launch().await;
+        // Changes nothing, in an epoch that no view has heard of.
+        let publication = format!("{path}/publication");
+        let published = until("commands are taken again", async || {
+            Some(shop.put(&publication, None).await).filter(|answer| answer.status == 200)
+        })
+        .await;
+        assert_eq!(read(&shop, &path, published.header("tidemark-position")).await.status, 200);
+        let after = shop.order(&product, 1, &format!("after {n}")).await.unwrap();
+        assert_eq!(after.status, 201, "{}", after.text);
+        let (epoch, position) = after.header("tidemark-position").split_once('-').unwrap();
+        assert_eq!(
+            after.body["position"],
+            before.body["position"].as_i64().unwrap() + 2 * n,
+            "{}",
+            after.text
+        );
+        assert_eq!(position, after.body["position"].to_string());
+        epochs.push(epoch.parse().unwrap());
+        let shown = read(&shop, &path, after.header("tidemark-position")).await;
+        assert_eq!((shown.status, &shown.body["available"]), (200, &(99 - n).into()), "{}", shown.text);
+        assert_eq!(read(&shop, &path, old).await.status, 200, "a position from before is still one");
+    }
+    assert!(epochs.is_sorted_by(|a, b| a < b), "{epochs:?}");
+    let again = shop.order(&product, 1, "before").await.unwrap();
+    assert_eq!((again.header("idempotency-replayed"), again.header("tidemark-position")), ("true", old));
+    let words = std::fs::read_to_string(&shop.words).unwrap();
+    assert!(!words.contains("lost its end"), "nothing was lost: {words}");
+    shop.caught_up().await;
+    audit(&shop.pool().await).await;
+}
+
+/// One was thrown back by the crash, and read an event again that the others had.
+#[tokio::test]
+async fn views_of_different_epochs_show_what_was_told_in_the_newest() {
+    let postgres = Postgres::start().await;
+    let url = postgres.database().await;
+    let with_views = [("TIDEMARK_VIEWS_URL", url.as_str())];
+    let command = Shop::part("command", &url, &[]).await;
+    let projector = Shop::part("projector", &url, &with_views).await;
+    let query = Shop::part("query", &url, &with_views).await;
+    let product = command.product("P", 5).await;
+    let path = format!("/v1/products/{product}");
+    let price = json!({ "price": { "amount": 2_999, "currency": "EUR" } });
+    let dearer = command.put(&format!("{path}/price"), Some(price)).await;
+    assert_eq!(dearer.status, 200, "{}", dearer.text);
+    command.caught_up().await;
+    drop(projector);
+    postgres.kill();
+    postgres.launch().await;
+    let told = until("commands are taken again", async || {
+        Some(command.put(&format!("{path}/publication"), None).await).filter(|answer| answer.status == 200)
+    })
+    .await;
+    let pool = query.pool().await;
+    pool.execute("UPDATE views.checkpoints SET position = position - 1 WHERE name = 'stock'").await.unwrap();
+    let _projector = Shop::part("projector", &url, &with_views).await;
+    let shown = read(&query, &path, told.header("tidemark-position")).await;
+    assert_eq!((shown.status, &shown.body["available"]), (200, &5.into()), "{}", shown.text);
+    let epochs: i64 = sqlx::query_scalar("SELECT count(DISTINCT epoch) FROM views.checkpoints")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    assert_eq!(epochs, 2);
+}
+
+/// A command service, a projector and a query service, with the views on another server than the log's.
+async fn parts(postgres: &Postgres, elsewhere: &Postgres) -> [Shop; 3] {
+    let (url, views) = (postgres.database().await, elsewhere.database().await);
+    let with_views = [("TIDEMARK_VIEWS_URL", views.as_str())];
+    [
+        Shop::part("command", &url, &[]).await,
+        Shop::part("projector", &url, &with_views).await,
+        Shop::part("query", &url, &with_views).await,
+    ]
+}
+
+/// The log is asked for its epochs once, not by each read.
+#[tokio::test]
+async fn a_position_from_before_a_start_is_known_while_the_log_is_away() {
+    let postgres = Postgres::start().await;
+    let elsewhere = Postgres::shared().await;
+    let [command, _projector, query] = parts(&postgres, &elsewhere).await;
+    let product = command.product("P", 5).await;
+    let before = command.order(&product, 1, "before").await.unwrap();
+    postgres.kill();
+    postgres.launch().await;
+    let after = until("orders are taken again", async || {
+        command.order(&product, 1, "after").await.ok().filter(|answer| answer.status == 201)
+    })
+    .await;
+    let path = format!("/v1/products/{product}");
+    assert_eq!(read(&query, &path, after.header("tidemark-position")).await.body["available"], 3);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    postgres.kill();
+    let old = [("Tidemark-After", before.header("tidemark-position"))];
+    let shown = query.get(&path, None, &old).await;
+    assert_eq!((shown.status, &shown.body["available"]), (200, &3.into()), "{}", shown.text);
+}
+
+/// Until something is appended nobody but the log knows what was lost.
+#[tokio::test]
+async fn what_was_lost_is_told_before_anything_is_appended() {
+    let postgres = Postgres::start().await;
+    let elsewhere = Postgres::shared().await;
+    let [command, _projector, query] = parts(&postgres, &elsewhere).await;
+    let product = command.product("P", 100).await;
+    let path = format!("/v1/products/{product}");
+    let kept = command.order(&product, 1, "kept").await.unwrap();
+    assert_eq!(read(&query, &path, kept.header("tidemark-position")).await.body["available"], 99);
+    postgres.kill();
+    postgres.copy_as_replica();
+    postgres.launch().await;
+    let lost = until("orders are taken again", async || {
+        command.order(&product, 5, "lost").await.ok().filter(|answer| answer.status == 201)
+    })
+    .await;
+    let beyond = lost.header("tidemark-position");
+    assert_eq!(read(&query, &path, beyond).await.body["available"], 94);
+    let mut follower = reqwest::Client::new()
+        .get(format!("{}/v1/events?follow=true", query.base))
+        .bearer_auth(token("analyst", CUSTOMER).await)
+        .send()
+        .await
+        .unwrap();
+    let mut told = String::new();
+    while !told.contains(lost.body["id"].as_str().unwrap()) {
+        let chunk = tokio::time::timeout(Duration::from_secs(30), follower.chunk()).await.unwrap();
+        told += std::str::from_utf8(&chunk.unwrap().unwrap()).unwrap();
+    }
+
+    postgres.kill();
+    postgres.put_replica_in_place();
+    postgres.launch().await;
+    let mut connection = PgConnection::connect(&postgres.url("postgres")).await.unwrap();
+    connection.execute("SELECT pg_promote()").await.unwrap();
+    // Changes nothing, and begins the epoch.
+    let unchanged = until("commands are taken by the promoted server", async || {
+        Some(command.put(&format!("{path}/publication"), None).await).filter(|answer| answer.status == 200)
+    })
+    .await;
+    let position = unchanged.header("tidemark-position");
+    let at = |position: &str| position.split_once('-').unwrap().1.to_owned();
+    assert_eq!(at(position), at(kept.header("tidemark-position")));
+    let shown = query.get(&path, None, &[("Tidemark-After", position)]).await;
+    assert_eq!(shown.problem(), "view-behind", "a view beyond the fork has not come to it: {}", shown.text);
+    until("what was lost is known to be", async || {
+        let gone = query.get(&path, None, &[("Tidemark-After", beyond)]).await;
+        (gone.status == 409 && gone.problem() == "position-unknown").then_some(())
+    })
+    .await;
+    let ended = async {
+        loop {
+            match follower.chunk().await {
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("what it has is taken for whole"),
+                Err(_) => return,
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), ended).await.expect("who follows is told");
 }
 
 #[tokio::test]

@@ -82,6 +82,33 @@ async fn an_older_database_is_refused_by_who_reads_and_brought_up_to_date_by_who
     drop((command, projector));
 }
 
+/// A database that was named by mistake stays as it was, and nobody takes it for the right one.
+#[tokio::test]
+async fn tools_make_nothing_in_a_database_that_has_nothing() {
+    let postgres = Postgres::shared().await;
+    let empty = postgres.database().await;
+    for (tool, variable, missing) in [
+        (&["replay"][..], "TIDEMARK_LOG_URL", "there is no log in that database"),
+        (&["replay"], "DATABASE_URL", "there is no log in that database"),
+        (&["keys", "rewrap"], "TIDEMARK_LOG_URL", "there are no keys of personal data in that database"),
+        (&["keys", "rewrap"], "TIDEMARK_VAULT_URL", "there are no keys of personal data in that database"),
+        (&["keys", "rewrap"], "DATABASE_URL", "there are no keys of personal data in that database"),
+    ] {
+        let told = tidemark().args(tool).env(variable, &empty).output().await.unwrap();
+        let words = String::from_utf8_lossy(&told.stderr);
+        assert_eq!(told.status.code(), Some(2), "{tool:?} {variable}: {words}");
+        assert!(words.contains(&format!("{variable}: {missing}")), "{tool:?} {variable}: {words}");
+        assert!(told.stdout.is_empty());
+    }
+    let made: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM pg_namespace WHERE nspname IN ('log', 'views', 'vault', 'accounts')",
+    )
+    .fetch_one(&pool(&empty).await)
+    .await
+    .unwrap();
+    assert_eq!(made, 0);
+}
+
 #[tokio::test]
 async fn a_newer_database_is_refused_by_all() {
     let postgres = Postgres::shared().await;

@@ -2,10 +2,12 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
-use crate::harness::{Postgres, folder, free_port, tidemark, until};
+use crate::harness::{Postgres, Shop, folder, free_port, tidemark, until};
 
 /// Makes a certificate for localhost that says who it is.
 fn certificate(folder: &Path, name: &str) {
@@ -102,13 +104,17 @@ async fn tls_is_spoken_and_a_new_certificate_needs_no_new_process() {
     let (code, said) = curl(&[&format!("http://localhost:{port}/v1/products")]).await;
     assert!(code != 0 && !said.contains("HTTP/1.1 3"), "{code} {said}");
     // Who opens a connection and says nothing keeps nobody waiting.
-    let silent = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let mut silent = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let begun = Instant::now();
+    let cut_off = tokio::spawn(async move {
+        silent.read_to_end(&mut Vec::new()).await.ok();
+        begun.elapsed()
+    });
     assert_eq!(curl(&["--cacert", &first, &ready]).await.0, 0);
-    drop(silent);
 
     // Only one of the two files is there yet: the certificate stays.
     put("second", "crt");
-    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(curl(&["--cacert", &first, &ready]).await.0, 0);
     put("second", "key");
     until("the new certificate is shown", async || {
@@ -116,6 +122,77 @@ async fn tls_is_spoken_and_a_new_certificate_needs_no_new_process() {
     })
     .await;
     assert_ne!(curl(&["--cacert", &first, &ready]).await.0, 0);
+    let cut_off = tokio::time::timeout(Duration::from_secs(60), cut_off).await.unwrap().unwrap();
+    assert!((14..30).contains(&cut_off.as_secs()), "{cut_off:?}");
+}
+
+/// A certificate for localhost of an authority of its own.
+fn of_authority(folder: &Path) {
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new("openssl");
+        command.current_dir(folder).args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]);
+        let made = command.args(arguments).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    };
+    run(&["-subj", "/CN=authority", "-keyout", "ca.key", "-out", "ca.crt"]);
+    let server = ["-subj", "/CN=localhost", "-keyout", "server.key", "-out", "server.crt"];
+    let signed = ["-CA", "ca.crt", "-CAkey", "ca.key", "-addext", "basicConstraints=critical,CA:FALSE"];
+    run(&[&server[..], &signed, &["-addext", "subjectAltName=DNS:localhost"]].concat());
+}
+
+/// As servers on other machines are: they take nothing in the clear.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn databases_and_redis_are_reached_over_tls() {
+    let folder = folder();
+    of_authority(folder.path());
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let postgres = Postgres::start().await;
+    let name = postgres.database().await.rsplit_once('/').unwrap().1.to_owned();
+    let port = postgres.speak_tls(&folder.path().join("server.crt"), &folder.path().join("server.key")).await;
+    let server = format!("postgres://tidemark@localhost:{port}");
+    let url = format!("{server}/{name}?sslmode=verify-full&sslrootcert={}", path("ca.crt"));
+    let redis_port = free_port();
+    let _redis = tokio::process::Command::new("redis-server")
+        .args(["--port", "0", "--tls-port", &redis_port.to_string(), "--bind", "127.0.0.1", "--save", ""])
+        .args(["--tls-auth-clients", "no", "--tls-ca-cert-file", &path("ca.crt")])
+        .args(["--tls-cert-file", &path("server.crt"), "--tls-key-file", &path("server.key")])
+        .args(["--dir", folder.path().to_str().unwrap(), "--maxmemory", "64mb"])
+        .stdout(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let (redis, authority) = (format!("rediss://localhost:{redis_port}"), path("ca.crt"));
+    let settings = [
+        ("TIDEMARK_VIEWS_URL", url.as_str()),
+        ("TIDEMARK_REDIS_URL", redis.as_str()),
+        ("SSL_CERT_FILE", authority.as_str()),
+    ];
+    let command = Shop::part("command", &url, &[]).await;
+    let projector = Shop::part("projector", &url, &settings).await;
+    let query = Shop::part("query", &url, &settings).await;
+    let product = command.product("T", 5).await;
+    let order = command.order(&product, 1, "one").await.unwrap();
+    let after = [("Tidemark-After", order.header("tidemark-position"))];
+    let shown = query.get(&format!("/v1/products/{product}"), None, &after).await;
+    assert_eq!((shown.status, &shown.body["available"]), (200, &4.into()), "{}", shown.text);
+    until("bodies are in Redis", async || {
+        let figures = projector.get("/metrics", None, &[]).await.text;
+        let put = figures.lines().find(|line| line.starts_with("tidemark_redis_bodies_total"))?;
+        (!put.ends_with(" 0")).then_some(())
+    })
+    .await;
+
+    // What a URL says and the server refuses is told, and not tried for ever.
+    let wrong = format!("{server}/nowhere?sslmode=verify-full&sslrootcert={authority}");
+    let told = tidemark().args(["replay"]).env("TIDEMARK_LOG_URL", &wrong).output().await.unwrap();
+    let words = String::from_utf8_lossy(&told.stderr);
+    assert_eq!(told.status.code(), Some(2), "{words}");
+    assert!(words.contains("TIDEMARK_LOG_URL") && words.contains("nowhere"), "{words}");
+    let clear = format!("{server}/{name}?sslmode=disable");
+    let told = tidemark().args(["replay"]).env("TIDEMARK_LOG_URL", &clear).output().await.unwrap();
+    assert_eq!(told.status.code(), Some(2), "{}", String::from_utf8_lossy(&told.stderr));
+    let read = tidemark().args(["replay"]).env("TIDEMARK_LOG_URL", &url).output().await.unwrap();
+    assert!(read.status.success() && !read.stdout.is_empty());
 }
 
 #[tokio::test]

@@ -1,13 +1,18 @@
 //! Lists, search, replay, documents.
 
 use std::io::Read;
+use std::process::Stdio;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde_json::json;
+use serde_json::{Value, json};
 use sqlx::PgPool;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use uuid::Uuid;
 
-use crate::harness::{Postgres, Shop, token, until};
+use crate::harness::{Postgres, Shop, tidemark, token, until};
+use crate::run;
 
 #[tokio::test]
 async fn products_are_found_filtered_sorted_and_paged() {
@@ -238,6 +243,173 @@ async fn the_log_is_streamed_and_the_documents_are_there() {
     let event = shop.get(&format!("/v1/events?from={from}"), Some(&analyst), &[]).await.text;
     let event: serde_json::Value = serde_json::from_str(event.lines().next().unwrap()).unwrap();
     assert_eq!(event["metadata"]["correlation_id"], "4bf92f35-77b3-4da6-a3ce-929d0e0e4736");
+}
+
+/// The lines of an answer that is still being sent.
+struct Lines {
+    response: reqwest::Response,
+    /// What has come of those that are not told yet.
+    begun: Vec<u8>,
+}
+
+impl Lines {
+    /// The next one, which must come within seconds; nothing behind the last.
+    async fn next(&mut self) -> Option<Value> {
+        loop {
+            if let Some(end) = self.begun.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.begun.drain(..=end).collect();
+                return Some(serde_json::from_slice(&line).unwrap());
+            }
+            let chunk = tokio::time::timeout(Duration::from_secs(5), self.response.chunk()).await;
+            let chunk = chunk.expect("a line within five seconds").unwrap()?;
+            self.begun.extend_from_slice(&chunk);
+        }
+    }
+}
+
+/// Whose line it is, and what it tells.
+fn told(line: &Value) -> (&str, &str) {
+    (line["stream_id"].as_str().unwrap(), line["event_type"].as_str().unwrap())
+}
+
+async fn head(shop: &Shop) -> i64 {
+    sqlx::query_scalar("SELECT position FROM log.head").fetch_one(&shop.pool().await).await.unwrap()
+}
+
+async fn cancel(shop: &Shop, order: &str) {
+    let (path, key) = (format!("/v1/orders/{order}/cancellation"), [("Idempotency-Key", order)]);
+    let cancelled = shop.send(reqwest::Method::POST, &path, Some(&shop.customer), &key, None).await.unwrap();
+    assert_eq!(cancelled.status, 200, "{}", cancelled.text);
+}
+
+#[tokio::test]
+async fn who_follows_a_stream_is_sent_its_lines_as_they_come_and_no_others() {
+    let shop = Shop::open().await;
+    let lamp = shop.product("LAMP-1", 5).await;
+    let placed = shop.order(&lamp, 1, "followed").await.unwrap();
+    let another = shop.order(&lamp, 1, "another").await.unwrap();
+    let (id, other) = (placed.body["id"].as_str().unwrap(), another.body["id"].as_str().unwrap());
+    let analyst = token("analyst", "0190b6a2-8c5e-7c11-b0de-1f0e9a7b0c0a").await;
+    let of_stream = async |stream: &str| -> Vec<Value> {
+        let lines = shop.get(&format!("/v1/events?stream={stream}"), Some(&analyst), &[]).await;
+        assert_eq!(lines.status, 200, "{}", lines.text);
+        lines.text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let follow = async |query: String| -> Lines {
+        let url = format!("{}/v1/events?{query}", shop.base);
+        let response = shop.client.get(url).bearer_auth(&analyst).send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        Lines { response, begun: Vec::new() }
+    };
+    let first = of_stream(id).await;
+    assert_eq!(first.iter().map(told).collect::<Vec<_>>(), [(id, "OrderPlaced")]);
+    assert!(of_stream(&Uuid::now_v7().to_string()).await.is_empty());
+    assert_eq!(shop.get("/v1/events?stream=LAMP-1", Some(&analyst), &[]).await.status, 400);
+
+    let mut followed = follow(format!("follow=true&stream={id}")).await;
+    assert_eq!(followed.next().await.as_ref(), first.first(), "what there is comes at once");
+    let next = head(&shop).await + 1;
+    let mut bounded = follow(format!("follow=true&from={next}&to={next}")).await;
+    cancel(&shop, other).await;
+    cancel(&shop, id).await;
+    let line = followed.next().await.expect("it goes on");
+    assert_eq!(told(&line), (id, "OrderCancelled"), "{line}");
+    let more = tokio::time::timeout(Duration::from_millis(500), followed.response.chunk()).await;
+    assert!(followed.begun.is_empty() && more.is_err(), "it stays open, and has no more to say: {more:?}");
+    assert_eq!(of_stream(id).await, [first, vec![line]].concat());
+    // Who says where it is to end is sent no more than that.
+    let line = bounded.next().await.expect("the only line");
+    assert_eq!((told(&line), &line["position"]), ((other, "OrderCancelled"), &json!(next)));
+    assert_eq!(bounded.next().await, None);
+}
+
+/// Whether a line is one that was asked for.
+type Wanted<'a> = &'a dyn Fn(&Value) -> bool;
+
+#[tokio::test]
+async fn a_replay_prints_what_it_is_asked_for_and_nothing_else() {
+    let shop = Shop::open().await;
+    let lamp = shop.product("LAMP-1", 5).await;
+    let placed = shop.order(&lamp, 1, "one").await.unwrap();
+    shop.order(&lamp, 1, "two").await.unwrap();
+    let id = placed.body["id"].as_str().unwrap();
+    cancel(&shop, id).await;
+    let replayed = async |arguments: &[&str]| -> Vec<Value> {
+        let output = tidemark()
+            .arg("replay")
+            .args(arguments)
+            .env("TIDEMARK_LOG_URL", &shop.url)
+            .output()
+            .await
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let all = replayed(&[]).await;
+    assert_eq!(all.len() as i64, head(&shop).await);
+    let position = |line: &Value| line["position"].as_i64().unwrap();
+    let is = |line: &Value, member: &str, values: &[&str]| values.contains(&line[member].as_str().unwrap());
+    let cases: [(&[&str], Wanted<'_>); 8] = [
+        (&["--to", "5"], &|line: &Value| position(line) <= 5),
+        (&["--from", "3", "--to", "6"], &|line: &Value| (3..=6).contains(&position(line))),
+        (&["--type", "OrderPlaced"], &|line: &Value| is(line, "event_type", &["OrderPlaced"])),
+        (&["--type", "OrderCancelled", "--type", "StockReserved"], &|line: &Value| {
+            is(line, "event_type", &["OrderCancelled", "StockReserved"])
+        }),
+        (&["--category", "stock"], &|line: &Value| is(line, "category", &["stock"])),
+        (&["--category", "product", "--category", "order"], &|line: &Value| {
+            is(line, "category", &["product", "order"])
+        }),
+        (&["--stream", id], &|line: &Value| is(line, "stream_id", &[id])),
+        (&["--stream", id, "--type", "OrderCancelled", "--category", "order"], &|line: &Value| {
+            told(line) == (id, "OrderCancelled")
+        }),
+    ];
+    for (arguments, lets_through) in cases {
+        let expected: Vec<Value> = all.iter().filter(|line| lets_through(line)).cloned().collect();
+        assert!(!expected.is_empty() && expected.len() < all.len(), "{arguments:?}");
+        assert_eq!(replayed(arguments).await, expected, "{arguments:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_replay_that_follows_goes_on_to_where_it_is_to_end() {
+    let shop = Shop::open().await;
+    let lamp = shop.product("LAMP-1", 5).await;
+    let so_far = head(&shop).await;
+    let last = so_far + 2;
+    let mut replay = tokio::process::Command::new(env!("CARGO_BIN_EXE_tidemark"))
+        .args(["replay", "--follow", "--to", &last.to_string()])
+        .env("TIDEMARK_LOG_URL", &shop.url)
+        .env("TIDEMARK_LOG", "warn")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(run::words("replay").1)
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(replay.stdout.take().unwrap()).lines();
+    let mut position = async || -> Option<i64> {
+        let line = tokio::time::timeout(Duration::from_secs(20), lines.next_line()).await;
+        let line = line.expect("a line, or the end").unwrap()?;
+        serde_json::from_str::<Value>(&line).unwrap()["position"].as_i64()
+    };
+    for expected in 1..=so_far {
+        assert_eq!(position().await, Some(expected));
+    }
+    let received = shop.post(&format!("/v1/products/{lamp}/stock-receipts"), json!({ "quantity": 1 })).await;
+    assert_eq!(received.status, 201, "{}", received.text);
+    assert_eq!(position().await, Some(last - 1));
+    assert!(replay.try_wait().unwrap().is_none(), "it waits for the last one");
+    // The two events of one commit: the second is behind the end.
+    let placed = shop.order(&lamp, 1, "the last").await.unwrap();
+    assert_eq!(placed.status, 201, "{}", placed.text);
+    assert!(head(&shop).await > last);
+    assert_eq!(position().await, Some(last));
+    assert_eq!(position().await, None);
+    let ended = tokio::time::timeout(Duration::from_secs(10), replay.wait()).await;
+    assert!(ended.expect("it ends").unwrap().success());
 }
 
 #[tokio::test]

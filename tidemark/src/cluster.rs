@@ -32,6 +32,9 @@ const WAL_SEGMENTS: usize = 64;
 /// The size of one, as `initdb` chooses it.
 const WAL_SEGMENT_BYTES: usize = 16 * 1024 * 1024;
 
+/// How often it is looked whether it has started.
+const LOOK_AGAIN: Duration = Duration::from_millis(30);
+
 const USER: &str = "tidemark";
 
 /// The server that this process is in charge of, for an end without [`Cluster::stop`].
@@ -52,6 +55,16 @@ pub(crate) enum ClusterError {
         "PostgreSQL's server programs were not found. Install them (Debian: apt-get install postgresql; macOS: brew install postgresql@17), or name a running server with DATABASE_URL"
     )]
     NotInstalled,
+    /// The data are of a release that is not on this machine.
+    #[error(
+        "TIDEMARK_DATA_DIR (--data-dir): the data are of PostgreSQL {wanted}, installed is {found}. Install {wanted} beside it (Debian: apt-get install postgresql-{wanted}), or dump them there and restore them here"
+    )]
+    WrongRelease {
+        /// Of the data.
+        wanted: u32,
+        /// The newest that is installed.
+        found: u32,
+    },
     /// Another `tidemark up` runs on the same directory.
     #[error(
         "TIDEMARK_DATA_DIR (--data-dir): another tidemark is running on {}; a directory of its own is expected",
@@ -103,6 +116,7 @@ impl ClusterError {
         matches!(
             self,
             Self::NotInstalled
+                | Self::WrongRelease { .. }
                 | Self::InUse(_)
                 | Self::Unwritable { .. }
                 | Self::NobodyToRunIt
@@ -132,7 +146,17 @@ pub(crate) struct Cluster {
     /// `None` when somebody else started it.
     server: Option<Server>,
     /// Held as long as this process is in charge of it.
-    _lock: Option<File>,
+    lock: Option<File>,
+}
+
+/// Whoever goes without [`Cluster::stop`], because it was told to end while it began, tells it to end by itself.
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Some(pid) = self.pid() {
+            // It may have ended already.
+            rustix::process::kill_process(pid, Signal::INT).ok();
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -152,46 +176,64 @@ pub(crate) fn others_can_reach(path: &Path) -> bool {
 impl Cluster {
     /// Starts it, or takes over one that runs. Who is not `exclusive` uses one that another process is in charge of.
     pub(crate) async fn start(data_dir: &Path, exclusive: bool) -> Result<Self, ClusterError> {
-        let lock = try_lock(&data_dir.join("lock"))?;
-        if lock.is_none() && exclusive {
-            return Err(ClusterError::InUse(data_dir.to_owned()));
-        }
         let runner = runner()?;
         if let Some(runner) = &runner
             && !others_can_reach(data_dir)
         {
             return Err(ClusterError::OutOfReach { path: data_dir.to_owned(), user: runner.name.clone() });
         }
-        let data = data_dir.join("postgres");
         let sockets = socket_dir(data_dir, runner.as_ref())?;
-        let mut cluster = Self { data, sockets, server: None, _lock: lock };
-        if cluster._lock.is_none() {
-            cluster.wait(&data_dir.join("postgres.log"), None).await?;
-            return Ok(cluster);
-        }
-        let bin = find_programs().ok_or(ClusterError::NotInstalled)?;
-        cluster.init(&bin, runner.as_ref()).await?;
+        let mut cluster = Self { data: data_dir.join("postgres"), sockets, server: None, lock: None };
         let log = data_dir.join("postgres.log");
-        match cluster.running() {
-            Some(pid) => {
-                tracing::info!(
-                    pid = pid.as_raw_nonzero().get(),
-                    "taking over the private PostgreSQL that runs still"
-                );
-                cluster.wait(&log, None).await?;
-                cluster.server = Some(Server::TakenOver(pid));
+        let until = Instant::now() + START_WITHIN;
+        // Who was in charge may be about to end, and its server with it: then there is one to be started.
+        while Instant::now() < until {
+            if cluster.lock.is_none() {
+                cluster.lock = try_lock(&data_dir.join("lock"))?;
             }
-            None => {
-                let mut child = cluster.launch(&bin, &log, runner.as_ref())?;
-                cluster.wait(&log, Some(&mut child)).await?;
-                cluster.server = Some(Server::Started(child));
+            match (cluster.lock.is_some(), cluster.running()) {
+                (false, _) if exclusive => return Err(ClusterError::InUse(data_dir.to_owned())),
+                (true, None) => {
+                    let bin = find_programs(&cluster.data)?;
+                    cluster.init(&bin, runner.as_ref()).await?;
+                    let child = cluster.launch(&bin, &log, runner.as_ref())?;
+                    cluster.server = Some(Server::Started(child));
+                    cluster.take_charge();
+                    if let Err(error) = cluster.wait(&log, until).await {
+                        // One whose recovery takes longer goes on with it, and is taken over by the next start.
+                        cluster.server = None;
+                        return Err(error);
+                    }
+                    cluster.make_database().await?;
+                    return Ok(cluster);
+                }
+                (in_charge, running) if cluster.answers().await => {
+                    if let Some(pid) = running.filter(|_| in_charge) {
+                        tracing::info!(
+                            pid = pid.as_raw_nonzero().get(),
+                            "taking over the private PostgreSQL that runs still"
+                        );
+                        cluster.server = Some(Server::TakenOver(pid));
+                        cluster.take_charge();
+                        cluster.make_database().await?;
+                    }
+                    return Ok(cluster);
+                }
+                _ => tokio::time::sleep(LOOK_AGAIN).await,
             }
         }
-        if let Some(pid) = cluster.pid() {
+        Err(ClusterError::Start(log))
+    }
+
+    /// Whether there are the files of one under a data directory.
+    pub(crate) fn is_in(data_dir: &Path) -> bool {
+        data_dir.join("postgres").join("PG_VERSION").exists()
+    }
+
+    fn take_charge(&self) {
+        if let Some(pid) = self.pid() {
             IN_CHARGE_OF.set(pid).ok();
         }
-        cluster.make_database().await?;
-        Ok(cluster)
     }
 
     /// How to connect to its database.
@@ -220,12 +262,14 @@ impl Cluster {
                     _ => rustix::process::test_kill_process(pid).is_err(),
                 };
                 if ended {
+                    self.server = None;
                     return Ok(());
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             tracing::warn!("the private PostgreSQL takes long to stop");
         }
+        self.server = None;
         Ok(())
     }
 
@@ -244,7 +288,7 @@ impl Cluster {
         command
             .args(["-U", USER, "-E", "UTF8", "--locale=C", "-A", "trust", "--data-checksums", "-D"])
             .arg(&draft);
-        let output = command.output().await.map_err(io("cannot run initdb"))?;
+        let output = command.kill_on_drop(true).output().await.map_err(io("cannot run initdb"))?;
         if !output.status.success() {
             return Err(ClusterError::Init(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
         }
@@ -269,21 +313,29 @@ impl Cluster {
         command.spawn().map_err(io("cannot run postgres"))
     }
 
-    /// Waits until it takes connections.
-    async fn wait(&self, log: &Path, mut child: Option<&mut Child>) -> Result<(), ClusterError> {
-        let options = self.options().database("postgres");
-        let until = Instant::now() + START_WITHIN;
-        while Instant::now() < until {
-            if let Ok(connection) = options.connect().await {
+    /// Whether it takes connections.
+    async fn answers(&self) -> bool {
+        match self.options().database("postgres").connect().await {
+            Ok(connection) => {
                 connection.close().await.ok();
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Waits until the one that was started here takes connections.
+    async fn wait(&mut self, log: &Path, until: Instant) -> Result<(), ClusterError> {
+        while Instant::now() < until {
+            if self.answers().await {
                 return Ok(());
             }
-            if let Some(child) = &mut child
+            if let Some(Server::Started(child)) = &mut self.server
                 && child.try_wait().is_ok_and(|status| status.is_some())
             {
                 break;
             }
-            tokio::time::sleep(Duration::from_millis(30)).await;
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
         Err(ClusterError::Start(log.to_owned()))
     }
@@ -305,9 +357,11 @@ impl Cluster {
     fn running(&self) -> Option<Pid> {
         let text = fs::read_to_string(self.data.join("postmaster.pid")).ok()?;
         let pid = Pid::from_raw(text.lines().next()?.trim().parse().ok()?)?;
-        // Another process may have got the number of one that died.
-        let name = fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_nonzero())).ok();
-        let is_postgres = name.is_none_or(|name| name.trim() == "postgres");
+        // Another process may have got the number of one that died, also another PostgreSQL: each works in its directory.
+        let process = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
+        let name = fs::read_to_string(process.join("comm")).ok();
+        let is_postgres = name.is_none_or(|name| name.trim() == "postgres")
+            && fs::read_link(process.join("cwd")).ok().is_none_or(|dir| dir == self.data);
         (is_postgres && rustix::process::test_kill_process(pid).is_ok()).then_some(pid)
     }
 }
@@ -420,9 +474,11 @@ fn runner() -> Result<Option<Runner>, ClusterError> {
     find("postgres").or_else(|| find("nobody")).map(Some).ok_or(ClusterError::NobodyToRunIt)
 }
 
-/// The directory of PostgreSQL's server programs, the newest if there are several.
-fn find_programs() -> Option<PathBuf> {
-    let complete = |dir: &PathBuf| dir.join("postgres").exists() && dir.join("initdb").exists();
+/// The directory of PostgreSQL's server programs: of the release that the data are of, or, where there are none yet, the
+/// newest.
+fn find_programs(data: &Path) -> Result<PathBuf, ClusterError> {
+    let complete = |dir: &Path| dir.join("postgres").exists() && dir.join("initdb").exists();
+    // 0 where the path does not say which release it is.
     let mut found: Vec<(u32, PathBuf)> = Vec::new();
     for (root, suffix) in
         [("/usr/lib/postgresql", "bin"), ("/opt/homebrew/opt", "bin"), ("/usr/local/opt", "bin")]
@@ -437,9 +493,44 @@ fn find_programs() -> Option<PathBuf> {
             found.push((version, entry.path().join(suffix)));
         }
     }
-    found.sort();
+    found.sort_by(|one, other| other.cmp(one));
     let on_path = std::env::var_os("PATH")
-        .map(|path| std::env::split_paths(&path).collect::<Vec<_>>())
+        .map(|path| std::env::split_paths(&path).map(|dir| (0, dir)).collect::<Vec<_>>())
         .unwrap_or_default();
-    found.into_iter().rev().map(|(_, dir)| dir).chain(on_path).find(complete)
+    found.extend(on_path);
+    found.retain(|(_, dir)| complete(dir));
+    let of_data: Option<u32> =
+        fs::read_to_string(data.join("PG_VERSION")).ok().and_then(|text| text.trim().parse().ok());
+    choose(&found, of_data)
+}
+
+/// One whose release is known and right, else one whose release is not known; without data, the first.
+fn choose(found: &[(u32, PathBuf)], of_data: Option<u32>) -> Result<PathBuf, ClusterError> {
+    let newest = found.first().ok_or(ClusterError::NotInstalled)?;
+    let Some(wanted) = of_data else { return Ok(newest.1.clone()) };
+    let of = |version: u32| found.iter().find(move |(found, _)| *found == version);
+    match of(wanted).or_else(|| of(0)) {
+        Some((_, dir)) => Ok(dir.clone()),
+        None => Err(ClusterError::WrongRelease { wanted, found: newest.0 }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_programs_are_those_of_the_data() {
+        let found = |versions: &[u32]| -> Vec<(u32, PathBuf)> {
+            versions.iter().map(|version| (*version, PathBuf::from(version.to_string()))).collect()
+        };
+        let chosen = |versions: &[u32], of_data| {
+            choose(&found(versions), of_data).map(|dir| dir.to_string_lossy().into_owned())
+        };
+        assert_eq!(chosen(&[17, 15], None).unwrap(), "17");
+        assert_eq!(chosen(&[17, 15], Some(15)).unwrap(), "15");
+        assert_eq!(chosen(&[17, 0], Some(15)).unwrap(), "0");
+        assert!(matches!(chosen(&[17], Some(15)), Err(ClusterError::WrongRelease { wanted: 15, found: 17 })));
+        assert!(matches!(chosen(&[], None), Err(ClusterError::NotInstalled)));
+    }
 }

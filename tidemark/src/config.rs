@@ -110,13 +110,13 @@ pub(crate) enum Action {
     /// Prints an access token for development.
     Token(TokenOptions),
     /// Prints the log, one event a line (NDJSON).
-    Replay(ReplayOptions),
+    Replay(Box<ReplayOptions>),
     /// Builds a projection anew beside the live one and switches readers to it.
     Rebuild(Box<RebuildOptions>),
     /// Keys outside databases: those that sign access tokens, and the master key of personal data.
     Keys(KeysOptions),
     /// Takes in data from outside, through the same decisions as HTTP.
-    Import(ImportOptions),
+    Import(Box<ImportOptions>),
     /// Says what of the configuration should not meet the open internet.
     Doctor(DoctorOptions),
 }
@@ -539,6 +539,9 @@ pub(crate) struct RotateOptions {
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct RewrapOptions {
+    /// The PostgreSQL of the log, postgres://user:password@host/database, where the shop is many processes
+    #[arg(long, env = "TIDEMARK_LOG_URL", value_name = "URL", hide_env_values = true, value_parser = url_options)]
+    pub(crate) log_url: Option<PgConnectOptions>,
     #[command(flatten)]
     pub(crate) data: DataOptions,
     #[command(flatten)]
@@ -583,6 +586,9 @@ pub(crate) struct ReplayOptions {
     /// Go on with what is yet to come
     #[arg(long)]
     pub(crate) follow: bool,
+    /// The PostgreSQL of the log, postgres://user:password@host/database, where the shop is many processes
+    #[arg(long, env = "TIDEMARK_LOG_URL", value_name = "URL", hide_env_values = true, value_parser = url_options)]
+    pub(crate) log_url: Option<PgConnectOptions>,
     #[command(flatten)]
     pub(crate) data: DataOptions,
 }

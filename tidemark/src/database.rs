@@ -16,6 +16,9 @@ use crate::config::DataOptions;
 /// How long a database from outside may be away at the start before each try is logged again.
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
+/// How often it may refuse what a URL says: users and databases may be made while this process starts.
+const REFUSED_TIMES: u32 = 10;
+
 /// What a URL of a database is to be.
 const NO_URL: &str = "a URL of a PostgreSQL, like postgres://user:password@host/database";
 
@@ -34,18 +37,16 @@ pub(crate) fn data_dir(given: Option<&Path>) -> Result<PathBuf, Failure> {
     };
     match given {
         Some(path) => made(path),
-        None => {
-            // PostgreSQL refuses root, so as root its files belong to another user, who must be able to reach them.
-            let here = Path::new("data");
-            let current =
-                std::env::current_dir().map_err(Failure::io("cannot find the current directory"))?;
-            if cluster::others_can_reach(&current) {
-                made(here)
-            } else {
-                made(Path::new("/var/lib/tidemark"))
-            }
-        }
+        None => made(&default_dir()?),
     }
+}
+
+/// Where it is unless told otherwise. PostgreSQL refuses root, so as root its files belong to another user, who must be able
+/// to reach them.
+pub(crate) fn default_dir() -> Result<PathBuf, Failure> {
+    let current = std::env::current_dir().map_err(Failure::io("cannot find the current directory"))?;
+    let reached = cluster::others_can_reach(&current);
+    Ok(PathBuf::from(if reached { "data" } else { "/var/lib/tidemark" }))
 }
 
 /// The data directory, or something in it, cannot be made or written.
@@ -57,12 +58,30 @@ pub(crate) fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
 }
 
 impl Database {
+    /// Opens one that is there, for tools: a shop is not made by looking at it.
+    pub(crate) async fn existing(options: &DataOptions) -> Result<Self, Failure> {
+        if options.database_url.is_none() {
+            let data_dir = match &options.data_dir {
+                Some(given) => given.clone(),
+                None => default_dir()?,
+            };
+            if !Cluster::is_in(&data_dir) {
+                return Err(Failure::Configuration(format!(
+                    "TIDEMARK_DATA_DIR (--data-dir): there is no shop in {}; the directory of `tidemark up` is expected, or \
+                     DATABASE_URL",
+                    data_dir.display()
+                )));
+            }
+        }
+        Self::open(options, false).await
+    }
+
     /// Opens it: for `up` (`exclusive`), a private one must not be in use by another `up`.
     pub(crate) async fn open(options: &DataOptions, exclusive: bool) -> Result<Self, Failure> {
         let data_dir = data_dir(options.data_dir.as_deref())?;
         match &options.database_url {
             Some(options) => {
-                wait_for("DATABASE_URL", options).await;
+                wait_for("DATABASE_URL", options).await?;
                 Ok(Self { options: options.clone(), data_dir, cluster: None })
             }
             None => {
@@ -127,10 +146,33 @@ pub(crate) fn pooled_options(url: &str) -> Result<PgConnectOptions, String> {
 }
 
 /// A database from outside may come up later than this process.
-pub(crate) async fn wait_for(variable: &str, options: &PgConnectOptions) {
+///
+/// # Errors
+/// [`Failure::Configuration`] where it is there and refuses again and again what the URL says.
+pub(crate) async fn wait_for(variable: &str, options: &PgConnectOptions) -> Result<(), Failure> {
+    let mut refused = 0;
     while let Err(error) = options.connect().await {
+        refused = if is_refused(&error) { refused + 1 } else { 0 };
+        if refused == REFUSED_TIMES {
+            return Err(Failure::Configuration(format!(
+                "{variable}: the database refuses it: {error}; a URL with a user, password, database and sslmode that it \
+                 takes is expected"
+            )));
+        }
         tracing::warn!(%error, "the database of {variable} does not answer, trying again");
         tokio::time::sleep(TRY_AGAIN_AFTER).await;
+    }
+    Ok(())
+}
+
+/// Whether a server that is there does not take what a URL says: its user, its password, its database, its kind of TLS.
+fn is_refused(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => true,
+        sqlx::Error::Database(error) => {
+            error.code().is_some_and(|code| code.starts_with("28") || code.starts_with("3D"))
+        }
+        _ => false,
     }
 }
 
@@ -142,6 +184,7 @@ pub(crate) async fn wait_for_schema(
     schema: &Schema,
 ) -> Result<(), Failure> {
     loop {
+        wait_for(variable, options).await?;
         match schema.check(options).await {
             Ok(true) => return Ok(()),
             Ok(false) => tracing::warn!(
@@ -164,7 +207,7 @@ pub(crate) async fn begin_on<T>(
     work: impl AsyncFn() -> Result<T, Failure>,
 ) -> Result<T, Failure> {
     loop {
-        wait_for(variable, options).await;
+        wait_for(variable, options).await?;
         match work().await {
             Err(error) if is_away(&error) => {
                 tracing::warn!(%error, "the database of {variable} went away, beginning anew");

@@ -114,11 +114,14 @@ impl TokenKeys {
 }
 
 /// What signs tokens; there must be a key.
-pub(crate) fn issuer(data_dir: &Path, options: &TokenKeyOptions) -> Result<Issuer, Failure> {
+pub(crate) fn issuer(
+    data_dir: impl FnOnce() -> Result<PathBuf, Failure>,
+    options: &TokenKeyOptions,
+) -> Result<Issuer, Failure> {
     match &options.token_secret {
         Some(secret) => Issuer::hs256(secret.as_bytes()).map_err(|error| wrong_secret(&error)),
         None => {
-            let folder = data_dir.join(FOLDER);
+            let folder = data_dir()?.join(FOLDER);
             let keys = read_all(&folder)?;
             if keys.is_empty() {
                 return Err(Failure::Configuration(format!(

@@ -17,10 +17,12 @@ mod service;
 mod token;
 mod up;
 
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal, Write as _};
 use std::process::ExitCode;
 
-use config::{Action, Cli, KeysAction};
+use config::{Action, Cli, KeysAction, RewrapOptions};
+use database::{Database, wait_for};
+use sqlx::postgres::PgConnectOptions;
 use tidemark_events::log::LogError;
 use tidemark_events::migrations::SchemaError;
 use tidemark_vault::VaultError;
@@ -66,6 +68,12 @@ enum Failure {
     /// What `doctor` found, and has printed.
     #[error("{0} findings")]
     Findings(usize),
+    /// The log lost its end while it was read.
+    #[error("the log has lost its end, and a new epoch began: what was read ends at position {0}")]
+    LostEnd(i64),
+    /// Something did not come about that may the next time.
+    #[error("{0}")]
+    NotYet(String),
     /// Files, sockets, signals.
     #[error("{0}: {1}")]
     Io(String, std::io::Error),
@@ -115,10 +123,10 @@ fn main() -> ExitCode {
             Action::Projector(options) => processes::projector(*options).await,
             Action::Query(options) => processes::query(*options).await,
             Action::Token(options) => token::run(&options),
-            Action::Replay(options) => replay::run(options).await,
+            Action::Replay(options) => replay::run(*options).await,
             Action::Rebuild(options) => rebuild::run(*options).await,
             Action::Keys(options) => run_keys(options.action).await,
-            Action::Import(options) => import::run(options).await,
+            Action::Import(options) => import::run(*options).await,
             Action::Doctor(_) => doctor::run().await,
         }
     });
@@ -132,21 +140,56 @@ fn main() -> ExitCode {
     }
 }
 
+/// Prints a line that was asked for. Whoever does not read on has enough.
+fn tell(line: &str) -> Result<(), Failure> {
+    match writeln!(std::io::stdout(), "{line}") {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::Io("cannot write to standard output".to_owned(), error))
+        }
+        _ => Ok(()),
+    }
+}
+
 async fn run_keys(action: KeysAction) -> Result<(), Failure> {
     match action {
         KeysAction::Rotate(options) => {
             let (path, id) = keys::rotate(&database::data_dir(options.data_dir.as_deref())?)?;
             tracing::info!(file = %path.display(), kid = id, "a new key: it is known within seconds, and signs after half a minute");
         }
-        KeysAction::Rewrap(options) => {
-            let database = database::Database::open(&options.data, false).await?;
-            let data_dir = || Ok(database.data_dir.clone());
-            let vault = accounts::vault(&options.vault, &database.options, data_dir).await?;
-            let rewrapped = vault.rewrap().await?;
-            tracing::info!(rewrapped, "keys of personal data are wrapped by the newest master key");
-            database.close().await?;
-        }
+        KeysAction::Rewrap(options) => rewrap(&options).await?,
     }
+    Ok(())
+}
+
+/// Wraps all keys of personal data anew, where the processes have them: a database that has none is not the one.
+async fn rewrap(options: &RewrapOptions) -> Result<(), Failure> {
+    let RewrapOptions { log_url, data, vault } = options;
+    let named = match (&vault.vault_url, log_url, &data.database_url) {
+        (Some(url), ..) => Some(("TIDEMARK_VAULT_URL", url)),
+        (None, Some(url), _) => Some(("TIDEMARK_LOG_URL", url)),
+        (None, None, Some(url)) => Some(("DATABASE_URL", url)),
+        (None, None, None) => None,
+    };
+    let Some((variable, url)) = named else {
+        let database = Database::existing(data).await?;
+        let rewrapped = rewrap_in("the shop's own database", &database.options, options).await;
+        database.close().await?;
+        return rewrapped;
+    };
+    wait_for(variable, url).await?;
+    rewrap_in(variable, url, options).await
+}
+
+async fn rewrap_in(name: &str, database: &PgConnectOptions, options: &RewrapOptions) -> Result<(), Failure> {
+    if !tidemark_vault::SCHEMA.check(database).await? {
+        return Err(Failure::Configuration(format!(
+            "{name}: there are no keys of personal data in that database; the one that `tidemark command` or `up` has is expected"
+        )));
+    }
+    let data_dir = || database::data_dir(options.data.data_dir.as_deref());
+    let vault = accounts::vault(&options.vault, database, data_dir).await?;
+    let rewrapped = vault.rewrap().await?;
+    tracing::info!(rewrapped, "keys of personal data are wrapped by the newest master key");
     Ok(())
 }
 

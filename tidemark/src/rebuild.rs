@@ -24,7 +24,7 @@ pub(crate) async fn run(options: RebuildOptions) -> Result<(), Failure> {
         Log::migrate(&pool).await?;
         return build(&options, &Log::new(pool), views).await;
     }
-    let database = Database::open(&options.data, false).await?;
+    let database = Database::existing(&options.data).await?;
     let built =
         async { build(&options, &database.log(LOG_CONNECTIONS).await?, &database.options).await }.await;
     database.close().await?;

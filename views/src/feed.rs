@@ -135,10 +135,11 @@ pub async fn write(
         .fetch_one(&mut *connection)
         .await?;
     // A statement of its own, which sees what was committed while the number was waited for: of two projectors that
-    // each move some partitions at the same time, the second one says that all of them have moved.
+    // each move some partitions at the same time, the second one says that all of them have moved. It stands in the epoch
+    // that all have come to: who has not may have read a lost end, beyond where the others are.
     sqlx::query(
         "WITH change AS (INSERT INTO views.changes (number, name, instance, kind, keys, epoch, position) \
-           SELECT $6, $1, $2, $3, $4, max(epoch), min(position) \
+           SELECT $6, $1, $2, $3, $4, min(epoch), min(position) \
            FROM views.checkpoints WHERE name = $1 AND instance = $2) \
          SELECT pg_notify($5, $6::text)",
     )

@@ -46,7 +46,7 @@ pub struct Instance {
     pub fold_version: i32,
     /// What it is for.
     pub state: State,
-    /// The epoch of its checkpoints.
+    /// The least of its partitions' epochs.
     pub epoch: Epoch,
     /// The least of its partitions' checkpoints.
     pub position: Position,
@@ -58,7 +58,7 @@ pub struct Instance {
 /// [`ViewError::Database`].
 pub async fn all(connection: &mut PgConnection) -> Result<Vec<Instance>, ViewError> {
     let rows = sqlx::query(
-        "SELECT p.name, p.instance, p.fold_version, p.state, COALESCE(max(c.epoch), 1), COALESCE(min(c.position), 0) \
+        "SELECT p.name, p.instance, p.fold_version, p.state, COALESCE(min(c.epoch), 1), COALESCE(min(c.position), 0) \
          FROM views.projections p LEFT JOIN views.checkpoints c USING (name, instance) \
          GROUP BY p.name, p.instance ORDER BY p.name, p.instance",
     )

@@ -49,6 +49,10 @@ pub(super) async fn logins(stage: &Stage<'_>) -> Result<Vec<Row>, BenchError> {
                 statuses.len() - compared - refused
             )));
         }
+        if compared == 0 {
+            let offered = statuses.len();
+            return Err(BenchError::Wrong(format!("of {offered} log-ins no password was compared")));
+        }
         notes.push(format!(
             "{} log-ins offered, {compared} compared, {refused} told to come back later; {}",
             statuses.len(),

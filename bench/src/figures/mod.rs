@@ -126,7 +126,7 @@ pub(crate) async fn all(settings: &Settings) -> Result<Report, BenchError> {
     }
     let scratch = Scratch::new()?;
     let program = shop::program(settings.program.clone()).await?;
-    let mut report = Report { at: chrono::Utc::now(), ..Report::default() };
+    let mut report = Report::begin();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     report.conditions.push(format!(
         "Rounds: {}, of {} s, on {cores} cores that client, service and database share{}",

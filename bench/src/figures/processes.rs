@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use flate2::read::GzDecoder;
+use futures_util::future::try_join_all;
 use serde::Deserialize;
 use tidemark_views::body::Kind;
 use tidemark_views::tier::{Tier, TierError};
@@ -113,12 +114,13 @@ impl Parts<'_> {
         ])
     }
 
-    /// Orders through one command service and through two, with everything behind them, against the one process.
+    /// Orders through one command service, two, and three, with everything behind them, against the one process.
     async fn orders(&self) -> Result<Vec<Row>, BenchError> {
         let stage = self.stage;
         let hot = self.seeded.products[0].0;
         let one = self.whole.address("command-1")?;
-        let both = [one, self.whole.address("command-2")?];
+        let (third, _running) = self.whole.command().await?;
+        let all = [one, self.whole.address("command-2")?, third];
         load::closed(one, 1, 20, async |connection, _| {
             connection.send(&receipt(hot, &self.seeded.staff)).await
         })
@@ -135,17 +137,17 @@ impl Parts<'_> {
             let token = Some(seeded.customer.as_str());
             stage.wrk.run(Script::Orders, address, bodies, token, stage.settings.seconds).await
         };
-        let two = async |bodies: &Path| {
-            let [first, second] = both.map(|address| run(address, bodies, &self.seeded));
-            let (first, second): (Run, Run) = tokio::try_join!(first, second)?;
-            Ok::<_, BenchError>(first.rate() + second.rate())
+        let together = async |count: usize, bodies: &Path| {
+            let runs = all[..count].iter().map(|&address| run(address, bodies, &self.seeded));
+            let runs: Vec<Run> = try_join_all(runs).await?;
+            Ok::<_, BenchError>(runs.iter().map(Run::rate).sum::<f64>())
         };
         // The broker's machine compiles its code while it runs: what it does in the first seconds is no measure.
         stage
             .wrk
             .run(Script::Orders, one, &here, Some(&self.seeded.customer), WARM_UP_ORDERS_SECONDS)
             .await?;
-        let mut rates = [const { Vec::new() }; 5];
+        let mut rates = [const { Vec::new() }; 6];
         let mut latencies = Vec::new();
         for _ in 0..stage.settings.rounds {
             let alone = run(one, &here, &self.seeded).await?;
@@ -153,15 +155,16 @@ impl Parts<'_> {
             let round = [
                 run(stage.shop.address, &there, stage.seeded).await?.rate(),
                 alone.rate(),
-                two(&here).await?,
+                together(2, &here).await?,
+                together(3, &here).await?,
                 run(one, &only, &self.seeded).await?.rate(),
-                two(&only).await?,
+                together(2, &only).await?,
             ];
             for (rates, rate) in rates.iter_mut().zip(round) {
                 rates.push(rate);
             }
         }
-        let [embedded, alone, together, alone_only, together_only] = rates;
+        let [embedded, alone, two, three, alone_only, two_only] = rates;
         Ok(vec![
             Row::new(
                 "cluster-orders",
@@ -172,11 +175,12 @@ impl Parts<'_> {
             .against("one process", embedded)
             .bound(Bound::Ratio(0.5))
             .note(latencies.join("; ")),
-            Row::new("two-services", "the same through two command services at once", "/s", together)
-                .against("through one", alone)
+            Row::new("two-services", "the same through two command services at once", "/s", two)
+                .against("through one", alone.clone())
                 .bound(Bound::Ratio(0.55))
                 .note("no error of any kind: one would break the figure off"),
-            Row::new("two-services-one-sku", "the same, every order for one SKU", "/s", together_only)
+            Row::new("three-services", "the same through three", "/s", three).against("through one", alone),
+            Row::new("two-services-one-sku", "through two, every order for one SKU", "/s", two_only)
                 .against("through one", alone_only)
                 .bound(Bound::Ratio(0.55)),
         ])

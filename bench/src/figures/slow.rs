@@ -25,6 +25,9 @@ const SLOW: usize = 10_000;
 /// Slow connections of each address: as many as one may have.
 const OF_ADDRESS: usize = 1_000;
 
+/// How many of them must have been there at once, or the figures say nothing. Some are always about to be opened again.
+const LEAST_OPEN: usize = SLOW / 100 * 95;
+
 /// How long the slow ones may take to be there.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
@@ -52,9 +55,12 @@ pub(super) async fn slow(stage: &Stage<'_>) -> Result<Vec<Row>, BenchError> {
     let before = resident().await?;
     let attack = Attack::start(stage.shop.address)?;
     let begun = Instant::now();
-    while attack.open() < SLOW && begun.elapsed() < READY_WITHIN {
+    let mut opened = attack.open();
+    while opened < SLOW && begun.elapsed() < READY_WITHIN {
         tokio::time::sleep(Duration::from_millis(100)).await;
+        opened = opened.max(attack.open());
     }
+    enough(opened)?;
     let (mut slow, mut growth, mut notes) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..stage.settings.rounds {
         let open = attack.open();
@@ -72,6 +78,17 @@ pub(super) async fn slow(stage: &Stage<'_>) -> Result<Vec<Row>, BenchError> {
     let memory = Row::new("slow-memory", "what the process has grown by meanwhile", "MB", growth)
         .bound(Bound::Below(MOST_GROWTH));
     Ok(vec![row, memory])
+}
+
+/// Whether so many slow connections are enough.
+fn enough(open: usize) -> Result<(), BenchError> {
+    if open >= LEAST_OPEN {
+        return Ok(());
+    }
+    Err(BenchError::Wrong(format!(
+        "{open} of {SLOW} slow connections could be opened, {LEAST_OPEN} are needed; this program and the shop need as \
+         many open files each (ulimit -n)"
+    )))
 }
 
 /// Reads of products in demand at a fixed rate.

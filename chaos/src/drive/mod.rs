@@ -6,8 +6,8 @@ mod probe;
 mod shopper;
 pub(crate) mod tail;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
@@ -55,8 +55,8 @@ pub(crate) struct Stage {
     plenty: Vec<Uuid>,
     /// Products with few.
     scarce: Vec<Uuid>,
-    /// The newest position that anybody was told.
-    newest: AtomicI64,
+    /// The newest position that anybody was told, and its epoch before it.
+    newest: Mutex<Option<(i32, i64)>>,
     /// Commands acknowledged so far.
     accepted: AtomicU64,
     /// Microseconds from the beginning of the run to when the newest command was sent that was acknowledged to
@@ -65,8 +65,14 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    fn told(&self, position: i64) {
-        self.newest.fetch_max(position, Ordering::Relaxed);
+    fn newest(&self) -> Option<(i32, i64)> {
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn told(&self, place: (i32, i64)) {
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        *newest = newest.max(Some(place));
+        drop(newest);
         self.accepted.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -130,7 +136,7 @@ impl Drive {
         let stage = Arc::new(Stage {
             plenty: made[..PLENTY].to_vec(),
             scarce: made[PLENTY..PLENTY + SCARCE].to_vec(),
-            newest: AtomicI64::new(0),
+            newest: Mutex::default(),
             accepted: AtomicU64::new(0),
             wrote: AtomicU64::new(0),
         });

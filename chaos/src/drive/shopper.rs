@@ -5,7 +5,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -123,7 +122,7 @@ impl Shopper {
         let accepted = self.client.command(actor, ask).await?;
         if let Some(accepted) = &accepted {
             self.told = Some((accepted.epoch, accepted.position));
-            self.stage.told(accepted.position);
+            self.stage.told((accepted.epoch, accepted.position));
         }
         Ok(accepted)
     }
@@ -245,10 +244,7 @@ impl Shopper {
             1 => Target::Product(stage.scarce[random.usize(..stage.scarce.len())]),
             _ => Target::Product(stage.plenty[random.usize(..stage.plenty.len())]),
         };
-        let after = match (self.told, random.bool()) {
-            (Some((epoch, _)), true) => Some((epoch, stage.newest.load(Ordering::Relaxed))),
-            _ => None,
-        };
+        let after = if random.bool() { stage.newest() } else { None };
         self.reads.try_send((None, target, after)).ok();
     }
 

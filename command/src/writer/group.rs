@@ -524,15 +524,11 @@ impl Loop {
                 return Ok(());
             }
             // A writer that starts has no states that could be behind: it begins at the head.
-            let after = if self.states.len() == 0 { i64::MAX - 1 } else { self.head.position };
-            let loaded = in_time(ANSWERS_WITHIN, connection.load(after, &missing, usable))
+            let known = (self.states.len() > 0).then_some(self.head);
+            let loaded = in_time(ANSWERS_WITHIN, connection.load(known, &missing, usable))
                 .await
                 .map_err(Trouble::Away)?;
-            if loaded
-                .head
-                .is_some_and(|head| head.epoch != self.head.epoch || head.position < self.head.position)
-            {
-                // Another history, or none of this writer's yet.
+            if !loaded.continues {
                 self.states.clear();
                 self.touched.clear();
             }
@@ -575,9 +571,10 @@ impl Loop {
     /// ahead to be read under the lock.
     async fn follow(&mut self, locked: &mut Locked<'_>) -> Result<bool, LogError> {
         let head = locked.head();
-        if head.epoch != self.head.epoch || head.position < self.head.position {
+        if !locked.continues(self.head).await? {
             return Ok(false);
         }
+        self.head.epoch = head.epoch;
         if head.position > self.head.position {
             match locked.tail(self.head.position).await {
                 Ok(tail) => {

@@ -14,14 +14,14 @@
 
 use chrono::{DateTime, Utc};
 use sqlx::postgres::{PgConnectOptions, PgRow};
-use sqlx::{ConnectOptions, Connection, Executor, PgConnection, Row};
+use sqlx::{ConnectOptions, Executor, PgConnection, Row};
 use uuid::Uuid;
 
 use super::load::{TAIL_LIMIT, tail};
 use super::wire::{RowType, Rows};
-use super::{Appended, Head, LogError, MAX_PAYLOAD_BYTES, NewAnswer, StoredAnswer, answers, wake};
+use super::{Appended, Head, LogError, MAX_PAYLOAD_BYTES, NewAnswer, StoredAnswer, answers, history, wake};
 use crate::envelope::{Metadata, RecordedEvent};
-use crate::{Epoch, Fact, Position, planted};
+use crate::{Fact, Position, planted};
 
 /// What a writer's sessions tell the database: whoever stops while holding the lock is cut off within seconds.
 const SESSION: [(&str, &str); 8] = [
@@ -41,17 +41,6 @@ const STUCK_SECONDS: f64 = 10.0;
 
 /// `lock_not_available`: the wait for a lock was longer than `lock_timeout`.
 const LOCK_NOT_AVAILABLE: &str = "55P03";
-
-/// Begins the next epoch behind the head, on this server ($1) and timeline ($2).
-///
-/// Its number is the seconds since the beginning of 2026, or one more than the number before it. The same backup may be
-/// restored again after work was done on it: what it knows of epochs does not tell which numbers were given meanwhile.
-const BEGIN_EPOCH: &str = "WITH begun AS ( \
-       UPDATE log.head SET system_identifier = $1, timeline = $2, \
-         epoch = GREATEST(epoch + 1, extract(epoch FROM clock_timestamp() - timestamptz '2026-01-01 00:00:00Z')::int) \
-       RETURNING epoch, position) \
-     INSERT INTO log.epochs (epoch, from_position, system_identifier, timeline) \
-     SELECT epoch, position + 1, $1, $2 FROM begun RETURNING epoch";
 
 /// An event to be appended.
 #[derive(Debug, Clone, Copy)]
@@ -264,7 +253,7 @@ pub enum Swift {
 #[derive(Debug)]
 pub struct WriterConnection {
     pub(super) connection: PgConnection,
-    /// Known once this server and timeline have been compared with the log's.
+    /// Known once this server and its run have been compared with those of the log's last writer.
     row_types: Option<RowTypes>,
     /// How often commits of unknown outcome had been settled when the lock was last held here.
     settled: i64,
@@ -282,8 +271,8 @@ impl WriterConnection {
 
     /// Takes the log's lock.
     ///
-    /// The first time on a connection it compares the database's system identifier and timeline with the log's: a
-    /// restored or promoted database gets a new epoch first, in a commit of its own.
+    /// The first time on a connection it compares the server, its timeline and its run with those of the log's last
+    /// writer: where they differ, a new epoch begins first, in a commit of its own.
     ///
     /// # Errors
     /// [`LogError::Database`], also when the lock was not to be had in time; a writer that has held it for far too
@@ -292,7 +281,7 @@ impl WriterConnection {
         let row_types = match self.row_types {
             Some(known) => known,
             None => {
-                if let Err(error) = self.check_history().await {
+                if let Err(error) = history::check(&mut self.connection).await {
                     self.end_stuck_holder(&error).await;
                     return Err(error.into());
                 }
@@ -367,52 +356,6 @@ impl WriterConnection {
             Err(error) => tracing::warn!(%error, "cannot look for the holder of the log's lock"),
         }
     }
-
-    async fn check_history(&mut self) -> Result<(), sqlx::Error> {
-        let mut transaction = self.connection.begin().await?;
-        let row = sqlx::query("SELECT position, epoch, system_identifier, timeline FROM log.head FOR UPDATE")
-            .fetch_one(&mut *transaction)
-            .await?;
-        let (position, epoch): (Position, Epoch) = (row.try_get(0)?, row.try_get(1)?);
-        let known: (Option<i64>, Option<i32>) = (row.try_get(2)?, row.try_get(3)?);
-        let row = sqlx::query(
-            "SELECT system_identifier, \
-             ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int \
-             FROM pg_control_system()",
-        )
-        .fetch_one(&mut *transaction)
-        .await?;
-        let found: (i64, i32) = (row.try_get(0)?, row.try_get(1)?);
-        match known {
-            (Some(system), Some(timeline)) if (system, timeline) == found => {}
-            (None, _) | (_, None) => {
-                sqlx::query("UPDATE log.head SET system_identifier = $1, timeline = $2")
-                    .bind(found.0)
-                    .bind(found.1)
-                    .execute(&mut *transaction)
-                    .await?;
-                sqlx::query("UPDATE log.epochs SET system_identifier = $1, timeline = $2 WHERE epoch = $3")
-                    .bind(found.0)
-                    .bind(found.1)
-                    .bind(epoch)
-                    .execute(&mut *transaction)
-                    .await?;
-            }
-            _ => {
-                let row =
-                    sqlx::query(BEGIN_EPOCH).bind(found.0).bind(found.1).fetch_one(&mut *transaction).await?;
-                let begun: Epoch = row.try_get(0)?;
-                tracing::warn!(
-                    epoch = begun,
-                    after = epoch,
-                    from = position + 1,
-                    "the log's database was restored or promoted: a new epoch begins"
-                );
-            }
-        }
-        transaction.commit().await?;
-        Ok(())
-    }
 }
 
 /// The log's lock, held. Dropping it without [`Locked::commit`] or [`Locked::release`] leaves the connection in an
@@ -430,6 +373,14 @@ impl Locked<'_> {
     #[must_use]
     pub fn head(&self) -> Head {
         self.head
+    }
+
+    /// Whether what is `known` is part of this log's history.
+    ///
+    /// # Errors
+    /// [`LogError::Database`].
+    pub async fn continues(&mut self, known: Head) -> Result<bool, LogError> {
+        Ok(history::continues(&mut self.writer.connection, self.head, known).await?)
     }
 
     /// The log after `after`, all of it.

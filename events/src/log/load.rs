@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::append::WriterConnection;
 use super::read::{event_columns, event_from_row};
-use super::{Head, LogError, Snapshot, snapshots};
+use super::{Head, LogError, Snapshot, history, snapshots};
 use crate::Position;
 use crate::envelope::RecordedEvent;
 
@@ -22,9 +22,11 @@ const PLANS: &str = "SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL en
 /// Streams and the tail of the log, read in one snapshot of the database.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Loaded {
+    /// Whether what the reader knew is part of this log's history. If not, all of it is to be forgotten.
+    pub continues: bool,
     /// Where the log stood for this read, `None` if the tail was longer than one step and is not all here.
     pub head: Option<Head>,
-    /// The log after the reader's position.
+    /// The log after what the reader knew.
     pub tail: Vec<RecordedEvent>,
     /// Snapshots that the reader accepted.
     pub snapshots: Vec<Snapshot>,
@@ -33,14 +35,15 @@ pub struct Loaded {
 }
 
 impl WriterConnection {
-    /// Reads the log after `after`, and `streams` from their newest snapshot that `usable` accepts, before the lock
-    /// is taken. If the tail is longer than one step, only the tail's first part comes back: fold it and call again.
+    /// Reads the log after what is `known`, if anything is, and `streams` from their newest snapshot that `usable`
+    /// accepts, before the lock is taken. If the tail is longer than one step, only the tail's first part comes back:
+    /// fold it and call again.
     ///
     /// # Errors
     /// [`LogError::Database`].
     pub async fn load(
         &mut self,
-        after: Position,
+        known: Option<Head>,
         streams: &[Uuid],
         usable: impl Fn(&Snapshot) -> bool,
     ) -> Result<Loaded, LogError> {
@@ -49,7 +52,14 @@ impl WriterConnection {
         transaction.execute(PLANS).await?;
         let row = sqlx::query("SELECT epoch, position FROM log.head").fetch_one(&mut *transaction).await?;
         let head = Head { epoch: row.try_get(0)?, position: row.try_get(1)? };
-        let mut loaded = Loaded::default();
+        let mut loaded = Loaded { continues: true, ..Loaded::default() };
+        let mut after = head.position;
+        if let Some(known) = known {
+            loaded.continues = history::continues(&mut transaction, head, known).await?;
+            if loaded.continues {
+                after = known.position;
+            }
+        }
         if head.position > after {
             loaded.tail = tail(&mut transaction, after, head.position).await?;
         }

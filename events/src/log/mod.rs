@@ -19,6 +19,7 @@
 
 pub mod answers;
 pub mod append;
+pub mod history;
 pub mod lease;
 pub mod load;
 pub mod pace;
@@ -31,7 +32,7 @@ pub mod wake;
 mod wire;
 
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use sqlx::migrate::Migrator;
 use sqlx::postgres::PgConnectOptions;
@@ -137,6 +138,8 @@ pub struct Log {
     pool: PgPool,
     wake: Arc<wake::Wake>,
     recent: Arc<recent::Recent>,
+    /// As they were read last, see [`Log::epoch_end`].
+    epochs: Arc<Mutex<Arc<Vec<Head>>>>,
 }
 
 static MIGRATOR: Migrator = sqlx::migrate!("../migrations/log");
@@ -148,13 +151,13 @@ impl Log {
     /// A log in the database of `pool`.
     #[must_use]
     pub fn new(pool: PgPool) -> Self {
-        Self { pool, wake: Arc::default(), recent: Arc::default() }
+        Self { pool, wake: Arc::default(), recent: Arc::default(), epochs: Arc::default() }
     }
 
     /// The same log, with the same knowledge of where it stands and what is newest, read through another pool.
     #[must_use]
     pub fn through(&self, pool: PgPool) -> Self {
-        Self { pool, wake: Arc::clone(&self.wake), recent: Arc::clone(&self.recent) }
+        Self { pool, ..self.clone() }
     }
 
     /// Brings the schema `log` up to date and makes the first partitions. Several processes may do so at once.
@@ -188,25 +191,6 @@ impl Log {
     pub async fn head(&self) -> Result<Head, LogError> {
         let row = sqlx::query("SELECT epoch, position FROM log.head").fetch_one(&self.pool).await?;
         Ok(Head { epoch: row.try_get(0)?, position: row.try_get(1)? })
-    }
-
-    /// The last position of an epoch that is over; `None` if it is the newest one, or newer than all that are known.
-    ///
-    /// 0 for one that this log never had, though newer ones: it began on a state from before this one was restored, too,
-    /// and nothing tells where the two part.
-    ///
-    /// # Errors
-    /// [`LogError::Database`].
-    pub async fn epoch_end(&self, epoch: Epoch) -> Result<Option<Position>, LogError> {
-        let row = sqlx::query(
-            "SELECT CASE WHEN EXISTS (SELECT 1 FROM log.epochs WHERE epoch = $1) THEN min(from_position) - 1 \
-                         WHEN count(*) > 0 THEN 0 END \
-             FROM log.epochs WHERE epoch > $1",
-        )
-        .bind(epoch)
-        .fetch_one(&self.pool)
-        .await?;
-        Ok(row.try_get(0)?)
     }
 }
 

@@ -11,6 +11,7 @@ use url::Url;
 
 use super::Deployment;
 use super::servers::Postgres;
+use crate::database::default_dir;
 
 /// One thing that is looked at.
 #[derive(Debug)]
@@ -56,7 +57,7 @@ const SHORT_PASSWORD: usize = 16;
 const STRONG: f64 = 128.0;
 
 /// The oldest PostgreSQL that still gets its faults mended.
-const OLDEST_POSTGRES: u32 = 140_000;
+const OLDEST_POSTGRES: u32 = 150_000;
 
 /// Files that a process needs besides its connections.
 const OTHER_FILES: u64 = 256;
@@ -216,7 +217,7 @@ fn repeated_secret(it: &Deployment) -> Vec<String> {
 fn secret_used_twice(it: &Deployment) -> Vec<String> {
     let Some(secret) = it.get(SECRET) else { return Vec::new() };
     let mut urls = databases(it);
-    urls.extend(it.get("TIDEMARK_REDIS_URL").and_then(|url| Some(("TIDEMARK_REDIS_URL", url.parse().ok()?))));
+    urls.extend(REDIS.iter().filter_map(|name| Some((*name, it.get(name)?.parse().ok()?))));
     let same = urls.into_iter().filter(|(_, url)| url.password() == Some(secret));
     same.map(|(name, _)| format!("{SECRET} is the password in {name}, too")).collect()
 }
@@ -227,7 +228,8 @@ fn key_missing(it: &Deployment) -> Vec<String> {
 }
 
 fn keys(it: &Deployment) -> std::path::PathBuf {
-    Path::new(it.get("TIDEMARK_DATA_DIR").unwrap_or("data")).join("keys")
+    let given = it.get("TIDEMARK_DATA_DIR").map(std::path::PathBuf::from);
+    given.or_else(|| default_dir().ok()).unwrap_or_default().join("keys")
 }
 
 const MASTER: &str = "TIDEMARK_MASTER_KEY";
@@ -607,8 +609,16 @@ fn may_change_events(it: &Deployment) -> Vec<String> {
     one(found.map(|found| format!("the role of the log may {} events", found.may_with_events.join(", "))))
 }
 
-fn redis_url(it: &Deployment) -> Option<Url> {
-    it.get("TIDEMARK_REDIS_URL")?.parse().ok()
+/// Where a Redis is named: that of bodies and limits, or, where the shop is one process, that of limits alone.
+const REDIS: [&str; 2] = ["TIDEMARK_REDIS_URL", "TIDEMARK_LIMITS_REDIS_URL"];
+
+/// The Redis that is examined, with the variable that names it.
+pub(super) fn redis_named(it: &Deployment) -> Option<(&'static str, &str)> {
+    REDIS.iter().find_map(|name| Some((*name, it.get(name)?)))
+}
+
+fn redis_url(it: &Deployment) -> Option<(&'static str, Url)> {
+    redis_named(it).and_then(|(name, url)| Some((name, url.parse().ok()?)))
 }
 
 fn redis_silent(it: &Deployment) -> Vec<String> {
@@ -617,13 +627,13 @@ fn redis_silent(it: &Deployment) -> Vec<String> {
 }
 
 fn redis_without_tls(it: &Deployment) -> Vec<String> {
-    let plain = redis_url(it).filter(|url| url.scheme() == "redis" && !is_here(url));
-    one(plain.map(|_| "TIDEMARK_REDIS_URL goes to another machine without TLS"))
+    let plain = redis_url(it).filter(|(_, url)| url.scheme() == "redis" && !is_here(url));
+    one(plain.map(|(name, _)| format!("{name} goes to another machine without TLS")))
 }
 
 fn redis_without_password(it: &Deployment) -> Vec<String> {
-    let open = redis_url(it).filter(|url| url.password().is_none() && !is_here(url));
-    one(open.map(|_| "TIDEMARK_REDIS_URL goes to another machine without a password"))
+    let open = redis_url(it).filter(|(_, url)| url.password().is_none() && !is_here(url));
+    one(open.map(|(name, _)| format!("{name} goes to another machine without a password")))
 }
 
 fn redis_setting(it: &Deployment, name: &str, is_wrong: fn(&str) -> bool) -> Vec<String> {

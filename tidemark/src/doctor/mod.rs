@@ -14,8 +14,8 @@ use comfy_table::{ContentArrangement, Table};
 use rustix::process::{Resource, getrlimit, getuid};
 use url::Url;
 
-use crate::Failure;
 use crate::config::Cli;
+use crate::{Failure, tell};
 use servers::{Postgres, Redis};
 
 /// What is looked at.
@@ -60,7 +60,10 @@ struct Finding {
 /// Prints what is to be mended. That there is something is a failure.
 pub(crate) async fn run() -> Result<(), Failure> {
     let mut deployment = Deployment {
-        env: std::env::vars().collect(),
+        // One that is no text is none of ours.
+        env: std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect(),
         known: variables(&Cli::command()),
         is_root: getuid().is_root(),
         open_files: getrlimit(Resource::Nofile).current,
@@ -74,11 +77,11 @@ pub(crate) async fn run() -> Result<(), Failure> {
     if let Some(url) = log {
         deployment.postgres = Some(servers::ask_postgres(&url).await);
     }
-    if let Some(url) = deployment.get("TIDEMARK_REDIS_URL").map(str::to_owned) {
+    if let Some((_, url)) = checks::redis_named(&deployment).map(|(name, url)| (name, url.to_owned())) {
         deployment.redis = Some(servers::ask_redis(&url).await);
     }
     let findings = examine(&deployment);
-    show(&findings);
+    show(&findings)?;
     if findings.is_empty() { Ok(()) } else { Err(Failure::Findings(findings.len())) }
 }
 
@@ -113,8 +116,7 @@ fn examine(deployment: &Deployment) -> Vec<Finding> {
     found.collect()
 }
 
-#[expect(clippy::print_stdout, reason = "the table is what was asked for")]
-fn show(findings: &[Finding]) {
+fn show(findings: &[Finding]) -> Result<(), Failure> {
     if !findings.is_empty() {
         let mut table = Table::new();
         table.set_content_arrangement(ContentArrangement::Dynamic);
@@ -122,7 +124,7 @@ fn show(findings: &[Finding]) {
         for Finding { check, told } in findings {
             table.add_row([check.id, check.what, told, check.remedy]);
         }
-        println!("{table}");
+        tell(&table.to_string())?;
     }
-    println!("{} checks", checks::ALL.len());
+    tell(&format!("{} checks", checks::ALL.len()))
 }

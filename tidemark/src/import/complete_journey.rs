@@ -30,9 +30,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::source::{broken, derived, field, open};
-use crate::Failure;
 use crate::config::CompleteJourneyOptions;
 use crate::database::Database;
+use crate::{Failure, tell};
 
 const PRODUCT_COLUMNS: &[&str] = &[
     "product_id",
@@ -104,8 +104,7 @@ async fn import(
     }
     log.pool().close().await;
     let figures = done?;
-    refused.finish()?.print(&figures, report);
-    Ok(())
+    refused.finish()?.print(&figures, report)
 }
 
 /// What came of it.
@@ -420,9 +419,8 @@ async fn submit<T>(
             Err(error) => error,
         };
         if tries == TRIES {
-            let failure = Failure::Configuration(format!(
-                "the log does not take the import: {error}. Run it again to go on"
-            ));
+            let failure =
+                Failure::NotYet(format!("the log does not take the import: {error}. Run it again to go on"));
             return (what, Err(failure));
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -450,7 +448,10 @@ async fn catch_up(database: &Database, log: &Log) -> Result<(), Failure> {
         match instances.iter().find(behind) {
             None => return Ok(()),
             Some(view) if Instant::now() > until => {
-                return Err(Failure::Configuration(format!("the view {} did not catch up", view.name)));
+                return Err(Failure::NotYet(format!(
+                    "the view {} did not catch up. Run it again to go on",
+                    view.name
+                )));
             }
             Some(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
@@ -487,9 +488,7 @@ impl Refused {
 
     fn write(&mut self, row: [&str; 4]) -> Result<(), Failure> {
         let path = self.path.display();
-        self.file
-            .write_record(row)
-            .map_err(|error| Failure::Configuration(format!("cannot write {path}: {error}")))
+        self.file.write_record(row).map_err(|error| Failure::NotYet(format!("cannot write {path}: {error}")))
     }
 
     fn finish(mut self) -> Result<Report, Failure> {
@@ -503,8 +502,7 @@ struct Report {
 }
 
 impl Report {
-    #[expect(clippy::print_stdout, reason = "the report is what was asked for")]
-    fn print(&self, figures: &Figures, path: &Path) {
+    fn print(&self, figures: &Figures, path: &Path) -> Result<(), Failure> {
         let mut table = Table::new();
         table.set_header(["", "taken", "already there"]);
         let row = |name: &str, taken, there| {
@@ -513,15 +511,15 @@ impl Report {
         table.add_row(row("products", figures.products.taken, figures.products.there));
         table.add_row(row("orders", figures.orders.taken, figures.orders.there));
         table.add_row(row("lines", figures.lines_taken, figures.lines_there));
-        println!("{table}");
+        tell(&table.to_string())?;
         if !self.reasons.is_empty() {
             let mut table = Table::new();
             table.set_header(["not taken because", "rows"]);
             for (reason, count) in &self.reasons {
                 table.add_row([(*reason).to_owned(), HumanCount(*count).to_string()]);
             }
-            println!("{table}");
-            println!("each of them: {}", path.display());
+            tell(&table.to_string())?;
+            tell(&format!("each of them: {}", path.display()))?;
         }
         #[expect(
             clippy::cast_precision_loss,
@@ -530,13 +528,13 @@ impl Report {
             reason = "a rate for people"
         )]
         let rate = (figures.lines_read as f64 / figures.order_seconds) as u64;
-        println!(
+        tell(&format!(
             "{} lines of baskets in {:.1} s, views caught up: {} lines/s; everything in {:.1} s",
             HumanCount(figures.lines_read),
             figures.order_seconds,
             HumanCount(rate),
             figures.total_seconds
-        );
+        ))
     }
 }
 
