@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cluster::Cluster;
 use crate::disk::Disk;
 use crate::drive::Stage;
+use crate::history::Wait;
 use crate::log;
 use crate::proxy::{Link, Weather};
 
@@ -504,13 +505,35 @@ impl Arena {
     }
 }
 
-/// Which fault a wait of a client is due to: first of all one that stood in its way, and of those the one under which it
-/// waited longest. The next fault may strike while a client still waits for what the one before has broken.
-pub(crate) fn cause(struck: &[Struck], from: Duration, to: Duration, writes: bool) -> Option<&Struck> {
-    struck.iter().filter(|fault| fault.from <= to && fault.over >= from).max_by_key(|fault| {
-        let together = fault.over.min(to).saturating_sub(fault.from.max(from));
-        (fault.on_the_way_of_writes == writes, together)
-    })
+/// Which faults a wait of a client is due to, each with its part of the wait. Of a write: those that stood in its way,
+/// which strike one after the other, each from when it struck until the next one did, since no fault is the cause of what
+/// was before it. Of a read, and where there are none: the one under which it waited longest, of those that stood in its
+/// way if there are any. What was refused is counted once, with the longest part.
+pub(crate) fn causes(struck: &[Struck], wait: Wait, writes: bool) -> Vec<(&Struck, Wait)> {
+    let during = || struck.iter().filter(|fault| fault.from <= wait.to && fault.over >= wait.from);
+    let mut causes: Vec<&Struck> = during().filter(|fault| writes && fault.on_the_way_of_writes).collect();
+    if causes.is_empty() {
+        causes.extend(during().max_by_key(|fault| {
+            let together = fault.over.min(wait.to).saturating_sub(fault.from.max(wait.from));
+            (fault.on_the_way_of_writes == writes, together)
+        }));
+    }
+    causes.sort_unstable_by_key(|fault| fault.from);
+    let begins: Vec<Duration> = causes.iter().skip(1).map(|fault| fault.from).chain([wait.to]).collect();
+    let mut from = wait.from;
+    let mut parts: Vec<_> = causes
+        .into_iter()
+        .zip(begins)
+        .map(|(fault, to)| {
+            let part = Wait { from, to: to.max(from), errors: 0 };
+            from = part.to;
+            (fault, part)
+        })
+        .collect();
+    if let Some((_, longest)) = parts.iter_mut().max_by_key(|(_, part)| part.to.saturating_sub(part.from)) {
+        longest.errors = wait.errors;
+    }
+    parts
 }
 
 /// How often each fault has struck.
@@ -527,7 +550,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wait_is_due_to_the_fault_under_which_it_waited_longest() {
+    fn each_fault_is_charged_what_was_waited_for_after_it_had_struck() {
         let fault = |name: &str, on_the_way_of_writes, from, over| Struck {
             name: name.to_owned(),
             on_the_way_of_writes,
@@ -540,17 +563,19 @@ mod tests {
             fault("views", false, 500, 9_000),
             fault("kill", true, 3_400, 5_000),
         ];
-        let cause = |from, to, writes| {
+        let charged = |from, to, writes| {
             let (from, to) = (Duration::from_millis(from), Duration::from_millis(to));
-            cause(&struck, from, to, writes).map(|fault| fault.name.clone())
+            causes(&struck, Wait { from, to, errors: 7 }, writes)
+                .into_iter()
+                .map(|(fault, part)| (fault.name.clone(), (part.to - part.from).as_millis(), part.errors))
+                .collect::<Vec<_>>()
         };
-        assert_eq!(
-            cause(900, 3_600, true).as_deref(),
-            Some("slow"),
-            "the kill struck when it was nearly over"
-        );
-        assert_eq!(cause(2_900, 4_500, true).as_deref(), Some("kill"));
-        assert_eq!(cause(900, 4_500, false).as_deref(), Some("views"));
-        assert_eq!(cause(9_001, 9_500, true), None);
+        let of = |name: &str, time, errors| (name.to_owned(), time, errors);
+        assert_eq!(charged(900, 3_600, true), [of("slow", 2_500, 7), of("kill", 200, 0)]);
+        assert_eq!(charged(2_900, 4_500, true), [of("slow", 500, 0), of("kill", 1_100, 7)]);
+        assert_eq!(charged(3_500, 9_500, true), [of("kill", 6_000, 7)], "what it has broken stays so");
+        assert_eq!(charged(900, 4_500, false), [of("views", 3_600, 7)]);
+        assert_eq!(charged(5_100, 5_300, true), [of("views", 200, 7)], "nothing else was broken");
+        assert_eq!(charged(9_001, 9_500, true), []);
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 
 use crate::check::Check;
-use crate::faults::{Struck, cause, counted};
+use crate::faults::{Struck, causes, counted};
 use crate::history::{End, History, Wait};
 
 /// A limit on what a fault may cost those who write.
@@ -45,6 +45,9 @@ const BOUNDS: [Bound; 4] = [
         without_errors: true,
     },
 ];
+
+/// How many of the longest waits for a write are shown.
+const LONGEST_WAITS: usize = 8;
 
 /// Acknowledged commands that a minute must bring, and faults that any run must have.
 const LEAST_COMMANDS_A_MINUTE: u64 = 20_000;
@@ -126,19 +129,20 @@ impl Report {
         }
         let mut charge = |waits: &[Wait], writes: bool| {
             for wait in waits {
-                let Some(fault) = cause(&self.struck, wait.from, wait.to, writes) else { continue };
-                let cost = costs.entry(&fault.name).or_default();
-                let waited = wait.to.saturating_sub(wait.from);
-                if writes && waited > cost.longest_write {
-                    cost.longest_write_from = wait.from;
+                for (fault, part) in causes(&self.struck, *wait, writes) {
+                    let cost = costs.entry(&fault.name).or_default();
+                    let waited = part.to.saturating_sub(part.from);
+                    if writes && waited > cost.longest_write {
+                        cost.longest_write_from = part.from;
+                    }
+                    let (longest, errors) = if writes {
+                        (&mut cost.longest_write, &mut cost.write_errors)
+                    } else {
+                        (&mut cost.longest_read, &mut cost.read_errors)
+                    };
+                    *longest = (*longest).max(waited);
+                    *errors += u64::from(part.errors);
                 }
-                let (longest, errors) = if writes {
-                    (&mut cost.longest_write, &mut cost.write_errors)
-                } else {
-                    (&mut cost.longest_read, &mut cost.read_errors)
-                };
-                *longest = (*longest).max(waited);
-                *errors += u64::from(wait.errors);
             }
         };
         charge(&self.history.write_waits, true);
@@ -194,6 +198,26 @@ impl Report {
         failures
     }
 
+    /// The longest waits for a write, and all that was broken meanwhile: what a wait is charged to is only the likeliest.
+    fn longest_waits(&self) -> Table {
+        let mut waits = self.history.write_waits.clone();
+        waits.sort_unstable_by_key(|wait| std::cmp::Reverse(wait.to.saturating_sub(wait.from)));
+        let mut rows = table(["no write for", "from", "refused", "meanwhile"]);
+        for wait in waits.iter().take(LONGEST_WAITS) {
+            let broken = self.struck.iter().filter(|fault| fault.from <= wait.to && fault.over >= wait.from);
+            let broken = broken.map(|fault| {
+                format!("{} {:.2}-{:.2}", fault.name, fault.from.as_secs_f64(), fault.over.as_secs_f64())
+            });
+            rows.add_row(vec![
+                seconds(wait.to.saturating_sub(wait.from)),
+                seconds(wait.from),
+                right(wait.errors),
+                Cell::new(broken.collect::<Vec<_>>().join(", ")),
+            ]);
+        }
+        rows
+    }
+
     fn bounds(&self) -> Vec<(&'static Bound, Option<Cost>)> {
         let costs = self.costs();
         let cost = |bound: &Bound| {
@@ -241,7 +265,7 @@ impl Report {
             ]);
         }
         let checks = checks_table(&self.checks);
-        println!("{faults}\n{answers}\n{bounds}\n{checks}");
+        println!("{faults}\n{answers}\n{}\n{bounds}\n{checks}", self.longest_waits());
         let (mut refused, mut unknown) = (0, 0);
         for intent in &self.history.intents {
             match intent.end {

@@ -12,6 +12,7 @@
 //! | [`value`] | money and currency |
 //! | [`stream`] | how streams are named |
 //! | [`log`] | the append-only log in PostgreSQL |
+//! | [`listener`] | one session that listens in a database, for all of a process |
 //! | [`migrations`] | the schemas of databases: made, brought up to date, looked at |
 //! | [`ndjson`] | an event as one line of JSON |
 //! | [`silence`] | databases that say nothing are given up |
@@ -23,6 +24,7 @@ pub mod account;
 pub mod audit;
 pub mod envelope;
 pub mod fact;
+pub mod listener;
 pub mod log;
 pub mod migrations;
 pub mod ndjson;

@@ -7,8 +7,9 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
+use tidemark_events::listener::Subscription;
 use tidemark_events::log::{Lease, Log};
 use tidemark_events::planted;
 use tidemark_views::body::{self, Kind, Tables};
@@ -44,6 +45,8 @@ pub struct Filler {
     pub log: Log,
     /// The views' primary, directly.
     pub views: PgConnectOptions,
+    /// What is heard there on [`feed::CHANNEL`].
+    pub changes: Subscription,
     /// Redis.
     pub tier: Tier,
 }
@@ -71,7 +74,7 @@ impl Filler {
     pub fn spawn(self, stop: CancellationToken) -> JoinHandle<()> {
         tokio::spawn(async move {
             let pool = PgPoolOptions::new()
-                .max_connections(2)
+                .max_connections(1)
                 .connect_lazy_with(self.views.clone().application_name("tidemark filler"));
             let lease = Lease::new(self.log.clone(), "redis", HELD_FOR);
             while !stop.is_cancelled() {
@@ -94,8 +97,7 @@ impl Filler {
             return Ok(());
         }
         let mut taken_at = Instant::now();
-        let mut listener = PgListener::connect_with(pool).await?;
-        listener.listen(feed::CHANNEL).await?;
+        let mut heard = self.changes.clone();
         let mut views = pool.acquire().await?;
         feed::ensure_incarnation(&mut views).await?;
         let mut turn = Turn::begin(self.tier.connect().await?, &mut views).await?;
@@ -114,11 +116,7 @@ impl Filler {
                 tokio::time::sleep(pause.max(SHORTEST_PAUSE)).await;
                 continue;
             }
-            if listener.next_buffered().is_some() {
-                while listener.next_buffered().is_some() {}
-            } else if let Ok(received) = tokio::time::timeout(HELD_FOR / 8, listener.try_recv()).await {
-                received?;
-            }
+            heard.next(HELD_FOR / 8).await;
         }
     }
 }

@@ -27,7 +27,7 @@ pub mod worker;
 pub use filler::Filler;
 pub use projection::{Projection, Retention, all, find};
 pub use rebuild::{Progress, rebuild, switch_back};
-pub use supervisor::{Feed, ProjectorConfig, Supervisor};
+pub use supervisor::{Feed, INSTANCES, ProjectorConfig, Supervisor};
 
 /// What can go wrong with a projection.
 #[derive(Debug, thiserror::Error)]

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ProjectorError;
 use crate::projection::{Projection, Retention, find};
-use crate::supervisor::{CHANNEL, create, target_of};
+use crate::supervisor::{INSTANCES, create, target_of};
 use crate::worker::{Chunk, ReadTo, Target, Worker, connect, partitions_of, try_own};
 
 /// The most events of one batch of a rebuild.
@@ -141,7 +141,7 @@ async fn remove(
     for statement in projection.remove(instance) {
         transaction.execute(sqlx::query(sqlx::AssertSqlSafe(statement))).await?;
     }
-    sqlx::query("SELECT pg_notify($1, '')").bind(CHANNEL).execute(&mut *transaction).await?;
+    sqlx::query("SELECT pg_notify($1, '')").bind(INSTANCES).execute(&mut *transaction).await?;
     transaction.commit().await?;
     Ok(())
 }
@@ -280,7 +280,7 @@ async fn flip(transaction: &mut PgConnection, target: Target) -> Result<(), Proj
     .bind(target.instance)
     .execute(&mut *transaction)
     .await?;
-    sqlx::query("SELECT pg_notify($1, '')").bind(CHANNEL).execute(&mut *transaction).await?;
+    sqlx::query("SELECT pg_notify($1, '')").bind(INSTANCES).execute(&mut *transaction).await?;
     feed::write(transaction, name, target.instance, feed::Kind::Switch, &[]).await?;
     Ok(())
 }

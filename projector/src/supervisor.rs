@@ -1,10 +1,12 @@
 //! Keeps a runner for every instance that is to be fed.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, Executor, PgConnection, PgPool};
+use tidemark_events::listener::Subscription;
 use tidemark_events::log::{Log, Pace};
 use tidemark_kafka::KafkaConfig;
 use tidemark_views::PARTITIONS;
@@ -17,7 +19,7 @@ use crate::worker::Target;
 use crate::{ProjectorError, runner};
 
 /// The channel that says that instances have come, gone or switched.
-pub(crate) const CHANNEL: &str = "tidemark_instances";
+pub const INSTANCES: &str = "tidemark_instances";
 
 /// How often the instances are looked at without being told.
 const POLL: Duration = Duration::from_secs(1);
@@ -73,8 +75,10 @@ pub struct Feed {
     pub log: Log,
     /// Where live events come from instead, if the log is published to Kafka. What is not there comes from the log.
     pub kafka: Option<KafkaConfig>,
-    /// The views' database, directly: sessions hold locks and listen.
+    /// The views' database, directly: sessions hold locks.
     pub views: PgConnectOptions,
+    /// What is heard there on [`INSTANCES`].
+    pub instances: Subscription,
     /// Bounds.
     pub config: ProjectorConfig,
     /// Only these projections; empty: all.
@@ -98,16 +102,16 @@ impl Supervisor {
     #[must_use]
     pub fn spawn(feed: Feed, stop: CancellationToken) -> JoinHandle<()> {
         tokio::spawn(async move {
-            let pool = PgPoolOptions::new().max_connections(2).connect_lazy_with(feed.views.clone());
+            let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(feed.views.clone());
+            let mut instances = feed.instances.clone();
             let mut runners = Runners::new();
             while !stop.is_cancelled() {
                 let watched = tokio::select! {
                     () = stop.cancelled() => break,
-                    watched = watch(&pool, &feed, &mut runners) => watched,
+                    watched = watch(&pool, &feed, &mut instances, &mut runners) => watched,
                 };
-                if let Err(error) = watched {
-                    tracing::warn!(%error, "cannot look after the projections, trying again");
-                }
+                let Err(error) = watched;
+                tracing::warn!(%error, "cannot look after the projections, trying again");
                 tokio::time::timeout(POLL, stop.cancelled()).await.ok();
             }
             for (stop, _) in runners.values() {
@@ -123,9 +127,12 @@ impl Supervisor {
     }
 }
 
-async fn watch(pool: &PgPool, feed: &Feed, runners: &mut Runners) -> Result<(), ProjectorError> {
-    let mut listener = PgListener::connect_with(pool).await?;
-    listener.listen(CHANNEL).await?;
+async fn watch(
+    pool: &PgPool,
+    feed: &Feed,
+    heard: &mut Subscription,
+    runners: &mut Runners,
+) -> Result<Infallible, ProjectorError> {
     let mut looks: u32 = 0;
     loop {
         let mut connection = pool.acquire().await?;
@@ -143,9 +150,7 @@ async fn watch(pool: &PgPool, feed: &Feed, runners: &mut Runners) -> Result<(), 
         }
         looks = looks.wrapping_add(1);
         drop(connection);
-        if let Ok(received) = tokio::time::timeout(POLL, listener.try_recv()).await {
-            received?;
-        }
+        heard.next(POLL).await;
     }
 }
 
@@ -278,6 +283,6 @@ pub(crate) async fn create(
     .bind(i32::from(PARTITIONS) - 1)
     .execute(&mut *connection)
     .await?;
-    sqlx::query("SELECT pg_notify($1, '')").bind(CHANNEL).execute(&mut *connection).await?;
+    sqlx::query("SELECT pg_notify($1, '')").bind(INSTANCES).execute(&mut *connection).await?;
     Ok(true)
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{PgConnection, PgPool};
+use tidemark_events::listener::{Listener, Subscription};
 use tidemark_events::silence::in_time;
 use tidemark_events::{Epoch, Position};
 use tidemark_http::problem::{self, Problem};
@@ -17,8 +18,8 @@ use tidemark_views::tier::{Entry, TierError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::QueryState;
 use crate::tier::Session;
+use crate::{QueryState, Servers};
 
 /// How often the feed is asked without a notification.
 const POLL: Duration = Duration::from_millis(500);
@@ -222,17 +223,19 @@ impl Standing {
 
 /// Follows until `stop`, over lost connections: by the stream in Redis while there is one, else by that of the views'
 /// primary itself.
-pub(crate) async fn follow(state: &QueryState, primary: PgConnectOptions, stop: &CancellationToken) {
+pub(crate) async fn follow(state: &QueryState, servers: Servers, stop: &CancellationToken) {
+    let Servers { primary, changes, .. } = servers;
     let options = primary
+        .clone()
         .application_name("tidemark query feed")
         .options([("statement_timeout", state.0.config.statement_within.as_millis().to_string())]);
     let connections = || {
         PgPoolOptions::new()
-            .max_connections(2)
+            .max_connections(1)
             .acquire_timeout(ANSWERS_WITHIN)
             .connect_lazy_with(options.clone())
     };
-    let mut follower = Follower { state, pool: connections(), known: None };
+    let mut follower = Follower { state, primary, changes, pool: connections(), known: None };
     while !stop.is_cancelled() {
         let ended = tokio::select! {
             () = stop.cancelled() => break,
@@ -252,6 +255,10 @@ pub(crate) async fn follow(state: &QueryState, primary: PgConnectOptions, stop: 
 struct Follower<'a> {
     state: &'a QueryState,
     /// The primary, directly.
+    primary: PgConnectOptions,
+    /// What is heard there, if another part of the process listens, too.
+    changes: Option<Subscription>,
+    /// Sessions there.
     pool: PgPool,
     /// All changes up to here have been taken in.
     known: Option<End>,
@@ -297,8 +304,16 @@ impl Follower<'_> {
 
     /// Follows the stream in the views' primary, as it notifies.
     async fn by_the_views(&mut self) -> Result<(), ViewError> {
-        let mut listener = in_time(ANSWERS_WITHIN, PgListener::connect_with(&self.pool)).await?;
-        in_time(ANSWERS_WITHIN, listener.listen(feed::CHANNEL)).await?;
+        let (mut heard, _listening) = match &self.changes {
+            Some(changes) => (changes.clone(), None),
+            None => {
+                let (mut listener, stop) = (Listener::default(), CancellationToken::new());
+                let heard = listener.on(feed::CHANNEL);
+                // Ends with the guard.
+                drop(listener.spawn(self.primary.clone(), stop.clone()));
+                (heard, Some(stop.drop_guard()))
+            }
+        };
         let mut connection = self.pool.acquire().await?;
         in_time(ANSWERS_WITHIN, self.begin(&mut connection)).await?;
         loop {
@@ -306,14 +321,8 @@ impl Follower<'_> {
             if in_time(ANSWERS_WITHIN, self.advance(&mut connection)).await? {
                 self.standing().verify(asked_at);
                 tokio::time::sleep(PACE).await;
-                // One read answers all notifications that have come meanwhile.
-                if listener.next_buffered().is_some() {
-                    while listener.next_buffered().is_some() {}
-                } else if let Ok(received) =
-                    tokio::time::timeout(self.standing().poll(), listener.try_recv()).await
-                {
-                    received?;
-                }
+                // The next read answers all notifications that have come meanwhile.
+                heard.next(self.standing().poll()).await;
             }
         }
     }

@@ -120,10 +120,10 @@ impl QueryState {
             asking: tokio::sync::Mutex::new(()),
             config,
         }));
-        let (following, primary) = (state.clone(), servers.primary.clone());
+        let (following, servers) = (state.clone(), servers.clone());
         let task = tokio::spawn(async move {
             tokio::join!(
-                feed::follow(&following, primary, &stop),
+                feed::follow(&following, servers, &stop),
                 following.0.reads.compare(&stop),
                 following.learn_epochs(&stop)
             );

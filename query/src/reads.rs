@@ -11,6 +11,7 @@ use std::time::Duration;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::{AssertSqlSafe, Connection, PgPool, Postgres, Row};
+use tidemark_events::listener::Subscription;
 use tidemark_events::silence::in_time;
 use tidemark_http::problem::Problem;
 use tidemark_views::body::number_of;
@@ -61,6 +62,9 @@ struct Figures {
 pub struct Servers {
     /// The primary, directly: for LISTEN, and for reads where there is no pooler.
     pub primary: PgConnectOptions,
+    /// What is heard there on [`tidemark_views::feed::CHANNEL`], if another part of the process listens there, too; else
+    /// a session of its own does, while the primary is followed.
+    pub changes: Option<Subscription>,
     /// The primary through a pooler in transaction mode, for reads.
     pub pooled: Option<PgConnectOptions>,
     /// Streaming replicas, directly or through a pooler.

@@ -23,6 +23,7 @@ mod inputs;
 mod kafka;
 mod lifecycle;
 mod limits;
+mod listener;
 mod log;
 mod orders;
 mod outcomes;

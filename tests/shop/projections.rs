@@ -15,9 +15,10 @@ use tidemark_events::account::{
     AccountDeactivated, AccountErased, AccountRegistered, AccountRole, EmailClaimed, EmailVerified,
     LoginFailed, RoleGranted, SessionEnd, SessionEnded, SessionStarted,
 };
+use tidemark_events::listener::Listener;
 use tidemark_events::log::{Appended, Head, Log, connect_options};
 use tidemark_events::{Metadata, Origin, Personal, RecordedEvent};
-use tidemark_projector::supervisor::{Feed, ProjectorConfig, Supervisor, ensure_live};
+use tidemark_projector::supervisor::{Feed, INSTANCES, ProjectorConfig, Supervisor, ensure_live};
 use tidemark_projector::worker::{Chunk, ReadTo, Target, Worker, connect, partitions_of};
 use tidemark_projector::{ProjectorError, Retention, all, find};
 use tidemark_views::feed;
@@ -399,6 +400,7 @@ async fn what_is_only_remembered_is_not_applied_by_who_begins_anew() {
         log: log.clone(),
         kafka: None,
         views: connect_options(&views.url).unwrap(),
+        instances: Listener::default().on(INSTANCES),
         config: ProjectorConfig::default(),
         only: Vec::new(),
     };

@@ -8,6 +8,7 @@ use sqlx::postgres::PgConnectOptions;
 use tidemark_command::account::service::Sign;
 use tidemark_command::account::steward::Steward;
 use tidemark_command::account::{Accounts, AccountsConfig, Mailer, MailerConfig};
+use tidemark_events::listener::Subscription;
 use tidemark_events::log::{Log, revocations};
 use tidemark_http::Access;
 use tidemark_vault::Vault;
@@ -99,10 +100,11 @@ pub(crate) fn open(
 pub(crate) fn follow_revocations(
     access: &Access,
     database: PgConnectOptions,
+    heard: Subscription,
     stop: CancellationToken,
 ) -> JoinHandle<()> {
     let access = access.clone();
-    tokio::spawn(revocations::follow(database, stop, move |sessions| {
+    tokio::spawn(revocations::follow(database, heard, stop, move |sessions| {
         let until = |seconds: i64| {
             SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or_default() + 1)
         };

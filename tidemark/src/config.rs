@@ -412,7 +412,7 @@ pub(crate) struct ReadOptions {
 
 impl ReadOptions {
     pub(crate) fn servers(self, primary: PgConnectOptions) -> Servers {
-        Servers { primary, pooled: self.views_pool_url, replicas: self.replica_urls }
+        Servers { primary, changes: None, pooled: self.views_pool_url, replicas: self.replica_urls }
     }
 }
 

@@ -6,9 +6,12 @@ use std::sync::Arc;
 use metrics_exporter_prometheus::PrometheusHandle;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tidemark_command::{CommandState, Writer};
-use tidemark_events::log::{self, Log};
-use tidemark_projector::{Feed, Filler, Supervisor};
+use tidemark_events::listener::{Listener, Subscription};
+use tidemark_events::log::{self, Log, revocations, wake};
+use tidemark_http::Access;
+use tidemark_projector::{Feed, Filler, INSTANCES, Supervisor};
 use tidemark_query::{QueryConfig, QueryState};
+use tidemark_views::feed;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +28,8 @@ struct Process {
     listener: TcpListener,
     stop: CancellationToken,
     log: Log,
+    /// Ended sessions, as the log's database announces them.
+    revoked: Subscription,
     metrics: PrometheusHandle,
     /// Ends the parts, after the last request.
     parts_stop: CancellationToken,
@@ -80,8 +85,18 @@ impl Process {
         let parts_stop = CancellationToken::new();
         let metrics = tidemark_http::metrics::install(parts_stop.clone())
             .map_err(|error| Failure::Configuration(format!("the metrics registry: {error}")))?;
-        let parts = vec![log.spawn_listener(log_options.clone(), parts_stop.clone())];
-        Ok(Some(Self { listener, stop, log, metrics, parts_stop, parts }))
+        let mut heard = Listener::default();
+        let revoked = heard.on(revocations::CHANNEL);
+        let parts = vec![
+            log.follow(heard.on(wake::CHANNEL), parts_stop.clone()),
+            heard.spawn(log_options.clone(), parts_stop.clone()),
+        ];
+        Ok(Some(Self { listener, stop, log, revoked, metrics, parts_stop, parts }))
+    }
+
+    fn follow_revocations(&mut self, access: &Access, database: &PgConnectOptions) {
+        let (revoked, stop) = (self.revoked.clone(), self.parts_stop.clone());
+        self.parts.push(accounts::follow_revocations(access, database.clone(), revoked, stop));
     }
 
     /// Serves until it is told to stop, lets `first` end, then the parts.
@@ -144,7 +159,7 @@ pub(crate) async fn command(options: CommandOptions) -> Result<(), Failure> {
     let accounts::Opened { accounts, steward } =
         accounts::open(&options.accounts, &process.log, database, vault, sign, data_dir, &public_url)?;
     process.parts.extend(keys.watch(process.parts_stop.clone()));
-    process.parts.push(accounts::follow_revocations(&access, database.clone(), process.parts_stop.clone()));
+    process.follow_revocations(&access, database);
     process.parts.push(steward.spawn(process.parts_stop.clone()));
     if let Some(kafka) = options.kafka.config() {
         let publishing =
@@ -178,18 +193,22 @@ pub(crate) async fn projector(options: ProjectorOptions) -> Result<(), Failure> 
     )
     .await?;
     let Some(mut process) = begun else { return Ok(()) };
+    let mut heard = Listener::default();
     if let Some(tier) = options.redis.tier {
-        let filler = Filler { log: process.log.clone(), views: views.clone(), tier };
+        let changes = heard.on(feed::CHANNEL);
+        let filler = Filler { log: process.log.clone(), views: views.clone(), changes, tier };
         process.parts.push(filler.spawn(process.parts_stop.clone()));
     }
     let feed = Feed {
         log: process.log.clone(),
         kafka: options.kafka.config(),
         views: views.clone(),
+        instances: heard.on(INSTANCES),
         config: options.projector.config(),
         only: options.projections,
     };
     process.parts.push(Supervisor::spawn(feed, process.parts_stop.clone()));
+    process.parts.push(heard.spawn(views.clone(), process.parts_stop.clone()));
     tracing::info!("projecting; health and metrics on http://{}", options.serve.listen);
     process.serve(&options.serve, OpenApiRouter::new(), None, std::future::ready(())).await
 }
@@ -205,8 +224,7 @@ pub(crate) async fn query(options: QueryOptions) -> Result<(), Failure> {
     let vault = accounts::vault_to_read(&options.vault, &options.log.log_url, || options.key.data_dir());
     let Some(vault) = unless_stopped(&process.stop, vault).await? else { return Ok(()) };
     process.parts.extend(keys.watch(process.parts_stop.clone()));
-    let log_url = options.log.log_url.clone();
-    process.parts.push(accounts::follow_revocations(&access, log_url, process.parts_stop.clone()));
+    process.follow_revocations(&access, &options.log.log_url);
     let config = QueryConfig {
         replica_lag_bytes: i64::from(options.reads.replica_lag_mib) * 1024 * 1024,
         ..options.cache.config()

@@ -4,8 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidemark_command::{CommandState, Writer};
-use tidemark_projector::{Feed, Supervisor};
+use tidemark_events::listener::Listener;
+use tidemark_events::log::{revocations, wake};
+use tidemark_projector::{Feed, INSTANCES, Supervisor};
 use tidemark_query::{QueryState, Servers};
+use tidemark_views::feed;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -66,9 +69,13 @@ async fn shop(
         &public_url,
     )?;
 
-    let mut parts = vec![log.spawn_listener(database.options.clone(), parts_stop.clone())];
+    let mut heard = Listener::default();
+    let mut parts = vec![log.follow(heard.on(wake::CHANNEL), parts_stop.clone())];
     parts.extend(keys.watch(parts_stop.clone()));
-    parts.push(accounts::follow_revocations(&access, database.options.clone(), parts_stop.clone()));
+    let (instances, changes) = (heard.on(INSTANCES), heard.on(feed::CHANNEL));
+    let revoked = heard.on(revocations::CHANNEL);
+    parts.push(accounts::follow_revocations(&access, database.options.clone(), revoked, parts_stop.clone()));
+    parts.push(heard.spawn(database.options.clone(), parts_stop.clone()));
     parts.push(steward.spawn(parts_stop.clone()));
     let (writer, writing) =
         Writer::spawn(log.clone(), database.options.clone(), options.writer.config(), writer_stop.clone());
@@ -85,12 +92,18 @@ async fn shop(
             log: log.through(database.pool(PROJECTOR_CONNECTIONS)),
             kafka: None,
             views: database.options.clone(),
+            instances,
             config: options.projector.config(),
             only: Vec::new(),
         };
         (feed.log.clone(), Supervisor::spawn(feed, parts_stop.clone()))
     };
-    let servers = Servers { primary: database.options.clone(), pooled: None, replicas: Vec::new() };
+    let servers = Servers {
+        primary: database.options.clone(),
+        changes: Some(changes),
+        pooled: None,
+        replicas: Vec::new(),
+    };
     let (query, following) = QueryState::open(
         &servers,
         None,

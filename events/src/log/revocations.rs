@@ -1,15 +1,17 @@
 //! Sessions that were ended before their access tokens expired, as every process that checks tokens follows them.
 
+use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
-use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::LogError;
 use super::wake::ANSWERS_WITHIN;
+use crate::listener::Subscription;
 use crate::silence::in_time;
 
 /// The channel on which they are announced.
@@ -27,25 +29,25 @@ const OVERLAP: Duration = Duration::from_secs(15);
 const ALL_EVERY: Duration = Duration::from_secs(60);
 
 /// Follows ended sessions until `stop`, over lost connections, and hands them to `learn`, some more than once, each
-/// with the time until which its tokens may still look good.
+/// with the time until which its tokens may still look good. `heard`: on [`CHANNEL`].
 pub async fn follow(
-    direct: PgConnectOptions,
+    database: PgConnectOptions,
+    mut heard: Subscription,
     stop: CancellationToken,
     mut learn: impl FnMut(Vec<(Uuid, DateTime<Utc>)>) + Send,
 ) {
-    let direct = direct.application_name("tidemark revocations");
-    let connections = || PgPoolOptions::new().max_connections(2).connect_lazy_with(direct.clone());
-    let mut pool = connections();
+    let database = database.application_name("tidemark revocations");
+    let connection = || PgPoolOptions::new().max_connections(1).connect_lazy_with(database.clone());
+    let mut pool = connection();
     while !stop.is_cancelled() {
         let ended = tokio::select! {
             () = stop.cancelled() => break,
-            ended = follow_on(&pool, &mut learn) => ended,
+            ended = follow_on(&pool, &mut heard, &mut learn) => ended,
         };
-        if let Err(error) = ended {
-            tracing::warn!(%error, "cannot follow ended sessions, trying again");
-            // Those it had may be waiting for a server that will not say a word.
-            pool = connections();
-        }
+        let Err(error) = ended;
+        tracing::warn!(%error, "cannot follow ended sessions, trying again");
+        // The one it had may be waiting for a server that will not say a word.
+        pool = connection();
         tokio::time::timeout(POLL, stop.cancelled()).await.ok();
     }
     tokio::time::timeout(ANSWERS_WITHIN, pool.close()).await.ok();
@@ -53,10 +55,9 @@ pub async fn follow(
 
 async fn follow_on(
     pool: &PgPool,
+    heard: &mut Subscription,
     learn: &mut impl FnMut(Vec<(Uuid, DateTime<Utc>)>),
-) -> Result<(), LogError> {
-    let mut listener = in_time(ANSWERS_WITHIN, PgListener::connect_with(pool)).await?;
-    in_time(ANSWERS_WITHIN, listener.listen(CHANNEL)).await?;
+) -> Result<Infallible, LogError> {
     let mut newest = DateTime::<Utc>::MIN_UTC;
     let mut all_at = Instant::now();
     loop {
@@ -77,8 +78,6 @@ async fn follow_on(
         if !rows.is_empty() {
             learn(rows.into_iter().map(|(id, _, until)| (id, until)).collect());
         }
-        if let Ok(received) = tokio::time::timeout(POLL, listener.try_recv()).await {
-            received?;
-        }
+        heard.next(POLL).await;
     }
 }

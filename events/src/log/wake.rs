@@ -3,16 +3,17 @@
 
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use sqlx::postgres::PgConnectOptions;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{Head, Log, LogError};
+use crate::listener::{Listener, Subscription};
 use crate::silence::in_time;
 
 /// The channel that appends notify, with `epoch-position` as payload.
-pub(crate) const CHANNEL: &str = "tidemark_log";
+pub const CHANNEL: &str = "tidemark_log";
 
 /// How long a reader may sleep through a lost notification.
 const POLL: Duration = Duration::from_secs(1);
@@ -80,56 +81,46 @@ impl Log {
         Ok(head)
     }
 
-    /// Keeps [`Log::wake`] up to date: listens on a connection of its own (`direct`: not through a pooler in
-    /// transaction mode), and asks every second, so that a lost connection or notification delays readers but never
-    /// stops them. Ends when `stop` is cancelled.
-    pub fn spawn_listener(&self, direct: PgConnectOptions, stop: CancellationToken) -> JoinHandle<()> {
+    /// Keeps [`Log::wake`] up to date by what is heard on [`CHANNEL`], and asks every second, so that a lost notification
+    /// delays readers but never stops them. Ends when `stop` is cancelled.
+    pub fn follow(&self, mut heard: Subscription, stop: CancellationToken) -> JoinHandle<()> {
         let log = self.clone();
         tokio::spawn(async move {
-            let connection = || {
-                PgPoolOptions::new()
-                    .max_connections(1)
-                    .acquire_timeout(ANSWERS_WITHIN)
-                    .connect_lazy_with(direct.clone())
-            };
-            let mut pool = connection();
+            let mut session = 0;
             while !stop.is_cancelled() {
-                let listening = tokio::select! {
+                let next = tokio::select! {
                     () = stop.cancelled() => break,
-                    ended = log.listen(&pool) => ended,
+                    next = heard.next(POLL) => next,
                 };
-                if let Err(error) = listening {
-                    tracing::warn!(%error, "cannot listen for appends, asking again in a second");
-                    // The one it had may be waiting for a server that will not say a word.
-                    pool = connection();
+                let told = next.as_ref().filter(|heard| heard.session == session);
+                if let Some(head) = told.and_then(|heard| Head::parse(&heard.payload)) {
+                    log.committed(head);
+                    continue;
                 }
-                tokio::select! {
-                    () = stop.cancelled() => break,
-                    () = tokio::time::sleep(POLL) => {}
+                // Nothing was heard for long, or another session hears now, and anything may have happened before it.
+                match in_time(ANSWERS_WITHIN, log.learn_head()).await {
+                    Ok(_) => session = next.map_or(session, |heard| heard.session),
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot ask where the log stands, asking again in a second");
+                        tokio::time::timeout(POLL, stop.cancelled()).await.ok();
+                    }
                 }
             }
-            tokio::time::timeout(ANSWERS_WITHIN, pool.close()).await.ok();
         })
     }
 
-    async fn listen(&self, pool: &sqlx::PgPool) -> Result<(), LogError> {
-        let mut listener = in_time(ANSWERS_WITHIN, PgListener::connect_with(pool)).await?;
-        in_time(ANSWERS_WITHIN, listener.listen(CHANNEL)).await?;
-        in_time(ANSWERS_WITHIN, self.learn_head()).await?;
-        loop {
-            match tokio::time::timeout(POLL, listener.try_recv()).await {
-                Ok(Ok(Some(notification))) => {
-                    if let Some(head) = Head::parse(notification.payload()) {
-                        self.committed(head);
-                    }
-                }
-                Ok(Ok(None)) => return Ok(()),
-                Ok(Err(error)) => return Err(error.into()),
-                // The listener connects anew by itself, and may have been cut short while it did, without a word.
-                Err(_elapsed) => {
-                    in_time(ANSWERS_WITHIN, self.learn_head()).await?;
+    /// [`Log::follow`] with a [`Listener`] of its own, for who listens for nothing else. `direct`: not through a pooler
+    /// in transaction mode.
+    pub fn spawn_listener(&self, direct: PgConnectOptions, stop: CancellationToken) -> JoinHandle<()> {
+        let mut listener = Listener::default();
+        let following = self.follow(listener.on(CHANNEL), stop.clone());
+        let listening = listener.spawn(direct, stop);
+        tokio::spawn(async move {
+            for task in [following, listening] {
+                if let Err(error) = task.await {
+                    tracing::error!(%error, "listening ended badly");
                 }
             }
-        }
+        })
     }
 }

@@ -22,9 +22,10 @@ use tidemark_command::stock::ReceiveStock;
 use tidemark_command::value::{Department, Name, Price, Quantity, Sku};
 use tidemark_command::writer::Rendered;
 use tidemark_command::{Answer, Command, CommandError, Rejection, Request, Writer, WriterConfig};
-use tidemark_events::log::Log;
+use tidemark_events::listener::Listener;
+use tidemark_events::log::{Log, wake};
 use tidemark_events::{Currency, Metadata, Money};
-use tidemark_projector::{Feed, ProjectorConfig, Retention, Supervisor};
+use tidemark_projector::{Feed, INSTANCES, ProjectorConfig, Retention, Supervisor};
 use tidemark_views::instance::{self, State};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -78,7 +79,10 @@ async fn import(
 ) -> Result<(), Failure> {
     let log = database.log(6).await?;
     let (writer_stop, stop) = (CancellationToken::new(), CancellationToken::new());
-    let listening = log.spawn_listener(database.options.clone(), stop.clone());
+    let mut heard = Listener::default();
+    let following = log.follow(heard.on(wake::CHANNEL), stop.clone());
+    let instances = heard.on(INSTANCES);
+    let listening = heard.spawn(database.options.clone(), stop.clone());
     let (writer, writing) =
         Writer::spawn(log.clone(), database.options.clone(), WriterConfig::default(), writer_stop.clone());
     // Stands by where a running shop feeds its views itself.
@@ -87,6 +91,7 @@ async fn import(
             log: log.clone(),
             kafka: None,
             views: database.options.clone(),
+            instances,
             config: ProjectorConfig { retention, ..ProjectorConfig::default() },
             only: Vec::new(),
         },
@@ -99,7 +104,7 @@ async fn import(
     drop(run.writer);
     writer_stop.cancel();
     stop.cancel();
-    for task in [writing, projecting, listening] {
+    for task in [writing, projecting, following, listening] {
         task.await.ok();
     }
     log.pool().close().await;
