@@ -44,6 +44,9 @@ const FULL_FOR: Duration = Duration::from_secs(6);
 /// The fault that needs a disk of its own, which no run has that does not ask for it.
 pub(crate) const DISK_FULL: &str = "disk of postgres-log full";
 
+/// The fault that kills all processes at once.
+pub(crate) const EVERYTHING: &str = "kill -9 everything";
+
 /// Whom the lanes strike, one after the other: everybody but nginx. The publisher is one of the command services.
 pub(crate) const LANES: [&[&str]; 3] = [
     &["command", "publisher", "postgres-log"],
@@ -117,7 +120,7 @@ impl Fault {
                 }
             }
             Self::Gone(members, _) => format!("{} gone", members.join(" and ")),
-            Self::Everything => "kill -9 everything".to_owned(),
+            Self::Everything => EVERYTHING.to_owned(),
             Self::DiskFull(_) => DISK_FULL.to_owned(),
         }
     }
@@ -520,7 +523,7 @@ pub(crate) fn causes(struck: &[Struck], wait: Wait, writes: bool) -> Vec<(&Struc
     }
     causes.sort_unstable_by_key(|fault| fault.from);
     let begins: Vec<Duration> = causes.iter().skip(1).map(|fault| fault.from).chain([wait.to]).collect();
-    let mut from = wait.from;
+    let mut from = wait.from.max(causes.first().map_or(Duration::ZERO, |first| first.from));
     let mut parts: Vec<_> = causes
         .into_iter()
         .zip(begins)
@@ -571,7 +574,7 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         let of = |name: &str, time, errors| (name.to_owned(), time, errors);
-        assert_eq!(charged(900, 3_600, true), [of("slow", 2_500, 7), of("kill", 200, 0)]);
+        assert_eq!(charged(900, 3_600, true), [of("slow", 2_400, 7), of("kill", 200, 0)]);
         assert_eq!(charged(2_900, 4_500, true), [of("slow", 500, 0), of("kill", 1_100, 7)]);
         assert_eq!(charged(3_500, 9_500, true), [of("kill", 6_000, 7)], "what it has broken stays so");
         assert_eq!(charged(900, 4_500, false), [of("views", 3_600, 7)]);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 
 use crate::check::Check;
-use crate::faults::{Struck, causes, counted};
+use crate::faults::{EVERYTHING, Struck, causes, counted};
 use crate::history::{End, History, Wait};
 
 /// A limit on what a fault may cost those who write.
@@ -34,7 +34,7 @@ const BOUNDS: [Bound; 4] = [
     },
     Bound {
         what: "everything is killed at once",
-        faults: &["kill -9 everything"],
+        faults: &[EVERYTHING],
         within: Duration::from_secs(45),
         without_errors: false,
     },
@@ -45,6 +45,9 @@ const BOUNDS: [Bound; 4] = [
         without_errors: true,
     },
 ];
+
+/// The longest that anybody may wait for a write, through however many faults, unless everything is killed.
+const NOBODY_WAITS_FOR: Duration = Duration::from_secs(10);
 
 /// How many of the longest waits for a write are shown.
 const LONGEST_WAITS: usize = 8;
@@ -170,6 +173,19 @@ impl Report {
                 None if self.least.bounds => failures.push(format!("{}: this did not happen", bound.what)),
                 _ => {}
             }
+        }
+        let everything: Vec<_> = self.struck.iter().filter(|fault| fault.name == EVERYTHING).collect();
+        let alone =
+            |wait: &&Wait| !everything.iter().any(|fault| fault.from <= wait.to && fault.over >= wait.from);
+        let waited = |wait: &Wait| wait.to.saturating_sub(wait.from);
+        let longest = self.history.write_waits.iter().filter(alone).max_by_key(|wait| waited(wait));
+        if let Some(wait) = longest.filter(|wait| waited(wait) > NOBODY_WAITS_FOR * self.least.patience) {
+            failures.push(format!(
+                "somebody waited {:.2} s for a write from {:.2} s on, the bound is {:.0} s",
+                waited(wait).as_secs_f64(),
+                wait.from.as_secs_f64(),
+                (NOBODY_WAITS_FOR * self.least.patience).as_secs_f64()
+            ));
         }
         let accepted = self.history.accepted().count() as u64;
         if accepted < self.least.commands {

@@ -120,23 +120,19 @@ impl Call<'_> {
         render: Render,
     ) -> Result<Response, Problem> {
         let label = self.actor.label();
-        let mut bytes = 256;
+        let body = serde_json::to_vec(body).map_err(|error| {
+            tracing::error!(%error, "a parsed request cannot be written as JSON");
+            Problem::new(&problem::INTERNAL, "the request could not be understood")
+        })?;
         let key = match &self.key.0 {
             None => None,
             Some(_) if planted::is("key-ignored") => None,
-            Some(key) => {
-                let body = serde_json::to_vec(body).map_err(|error| {
-                    tracing::error!(%error, "a parsed request cannot be written as JSON");
-                    Problem::new(&problem::INTERNAL, "the request could not be understood")
-                })?;
-                bytes += body.len();
-                Some(IdempotencyScope {
-                    key: short_digest(&[label.as_bytes(), self.route.as_bytes(), key.as_bytes()]),
-                    fingerprint: short_digest(&[&body, &self.if_match.0.unwrap_or(-1).to_be_bytes()]),
-                })
-            }
+            Some(key) => Some(IdempotencyScope {
+                key: short_digest(&[label.as_bytes(), self.route.as_bytes(), key.as_bytes()]),
+                fingerprint: short_digest(&[&body, &self.if_match.0.unwrap_or(-1).to_be_bytes()]),
+            }),
         };
-        bytes += commands.len() * 256;
+        let bytes = 256 + body.len() + commands.len() * 256;
         let request = Request {
             commands,
             key,

@@ -19,8 +19,9 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 /// How long nothing may be heard before the server is asked whether it is there.
 const ASK_AFTER: Duration = Duration::from_secs(5);
 
-/// The time from a lost session to the next.
-const AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// The time from a lost session to the next; it doubles as long as there is none, as where the server is a standby.
+const AGAIN_AFTER: Duration = Duration::from_millis(250);
+const AGAIN_AFTER_AT_MOST: Duration = Duration::from_secs(5);
 
 /// What was heard last on a channel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -73,7 +74,7 @@ impl Listener {
     pub fn spawn(self, direct: PgConnectOptions, stop: CancellationToken) -> JoinHandle<()> {
         let direct = direct.application_name("tidemark listener");
         tokio::spawn(async move {
-            let mut session = 0;
+            let (mut session, mut pause) = (0, AGAIN_AFTER);
             while !stop.is_cancelled() {
                 // A new one each time: a connection of the one before may wait for a server that will not say a word.
                 let pool = PgPoolOptions::new()
@@ -86,12 +87,18 @@ impl Listener {
                         tokio::time::timeout(ANSWERS_WITHIN, pool.close()).await.ok();
                     }
                     Err(error) = self.listen(&pool, session) => {
-                        tracing::warn!(%error, "cannot listen for notifications, trying again");
-                        tokio::time::timeout(AGAIN_AFTER, stop.cancelled()).await.ok();
+                        pause = if self.is_heard_by(session) { AGAIN_AFTER } else { (pause * 2).min(AGAIN_AFTER_AT_MOST) };
+                        tracing::warn!(%error, ?pause, "cannot listen for notifications, trying again");
+                        tokio::time::timeout(pause, stop.cancelled()).await.ok();
                     }
                 }
             }
         })
+    }
+
+    /// Whether there was such a session at all.
+    fn is_heard_by(&self, session: u64) -> bool {
+        self.channels.iter().any(|(_, heard)| heard.borrow().session == session)
     }
 
     async fn listen(
@@ -100,6 +107,8 @@ impl Listener {
         session: u64,
     ) -> Result<std::convert::Infallible, sqlx::Error> {
         let mut listener = in_time(ANSWERS_WITHIN, PgListener::connect_with(pool)).await?;
+        // Else it would connect anew by itself, without a word of what was missed meanwhile.
+        listener.eager_reconnect(false);
         in_time(ANSWERS_WITHIN, listener.listen_all(self.channels.iter().map(|(name, _)| *name))).await?;
         for (_, heard) in &self.channels {
             heard.send_replace(Heard { session, payload: String::new() });

@@ -10,6 +10,7 @@
 //! own, and one that does not answer in time is given up, lease and all; the next producer fences it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::mpsc as thread_channel;
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ use tidemark_events::log::history::common_end;
 use tidemark_events::log::{Filter, Head, Lease, Log, Pace};
 use tidemark_events::partition::{PARTITIONS, partition_of};
 use tidemark_events::{Position, RecordedEvent, planted};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -59,13 +60,17 @@ const TRANSACTION_WITHIN: Duration = Duration::from_secs(20);
 pub fn spawn(log: Log, config: KafkaConfig, stop: CancellationToken) -> JoinHandle<()> {
     tokio::spawn(async move {
         let lease = Lease::new(log.clone(), LEASE, LEASE_HOLDS);
+        let published = Published::default();
         let mut last_error = String::new();
         while !stop.is_cancelled() {
             let pause = match lease.take().await {
-                Ok(false) => ASK_AGAIN,
+                Ok(false) => {
+                    published.forget();
+                    ASK_AGAIN
+                }
                 Ok(true) => {
                     metrics::gauge!("tidemark_publisher_leads").set(1.0);
-                    let ended = lead(&log, &config, &lease, &stop).await;
+                    let ended = lead(&log, &config, &lease, &published, &stop).await;
                     metrics::gauge!("tidemark_publisher_leads").set(0.0);
                     lease.give_back().await.ok();
                     match ended {
@@ -97,12 +102,14 @@ async fn lead(
     log: &Log,
     config: &KafkaConfig,
     lease: &Lease,
+    published: &Published,
     stop: &CancellationToken,
 ) -> Result<(), StreamError> {
     let lost = CancellationToken::new();
-    let keeping = tokio::spawn(keep(lease.clone(), lost.clone(), stop.clone()));
+    let (head, published) = (log.wake(), published.clone());
+    let keeping = tokio::spawn(keep(lease.clone(), head, published.clone(), lost.clone(), stop.clone()));
     let ended = tokio::select! {
-        ended = publish(log, config, stop) => ended,
+        ended = publish(log, config, &published, stop) => ended,
         () = lost.cancelled() => {
             tracing::warn!("the lease on publishing is lost, another process goes on");
             Ok(())
@@ -112,10 +119,18 @@ async fn lead(
     ended
 }
 
-/// Renews the lease; says so when it cannot be renewed before it ends.
-async fn keep(lease: Lease, lost: CancellationToken, stop: CancellationToken) {
+/// Renews the lease; says so when it cannot be renewed before it ends. Meanwhile it reports how far publishing is, which
+/// may itself wait for a Kafka that is away.
+async fn keep(
+    lease: Lease,
+    head: watch::Receiver<Head>,
+    published: Published,
+    lost: CancellationToken,
+    stop: CancellationToken,
+) {
     let mut until = Instant::now() + lease.holds_for();
     while !stop.is_cancelled() {
+        published.report(*head.borrow());
         tokio::time::sleep(ASK_AGAIN).await;
         let asked = Instant::now();
         match tokio::time::timeout_at(until.into(), lease.take()).await {
@@ -128,7 +143,12 @@ async fn keep(lease: Lease, lost: CancellationToken, stop: CancellationToken) {
     lost.cancel();
 }
 
-async fn publish(log: &Log, config: &KafkaConfig, stop: &CancellationToken) -> Result<(), StreamError> {
+async fn publish(
+    log: &Log,
+    config: &KafkaConfig,
+    published: &Published,
+    stop: &CancellationToken,
+) -> Result<(), StreamError> {
     topic::ensure(config).await?;
     let (transactions, opened) = start_producer(config.clone())?;
     let Opened { place, log: published_log } = answer("beginning to publish", opened).await?;
@@ -142,15 +162,13 @@ async fn publish(log: &Log, config: &KafkaConfig, stop: &CancellationToken) -> R
         position = (position - 5).max(0);
     }
     tracing::info!(topic = config.topic, position, "publishing the log");
-    let published = metrics::counter!("tidemark_publisher_events_total");
-    let lag = metrics::histogram!("tidemark_publisher_lag_seconds");
+    published.came_to(position);
     let mut wake = log.wake();
     let mut under_way: Option<(oneshot::Receiver<Result<(), StreamError>>, Written)> = None;
     let mut begun_at: Option<Instant> = None;
     let mut begins = (position == 0).then_some(place);
     loop {
         let head = *wake.borrow_and_update();
-        report(head, position);
         if head < (Head { epoch, position }) {
             refuse_another_log(log, Head { epoch, position }).await?;
         }
@@ -158,7 +176,7 @@ async fn publish(log: &Log, config: &KafkaConfig, stop: &CancellationToken) -> R
             // What the topic has is asked of the topic.
             if let Some((before, what)) = under_way.take() {
                 answer("a transaction", before).await?;
-                what.count_in(&published, &lag);
+                published.count(&what);
             }
             if position > 0 {
                 position = fork(log, config, Head { epoch, position }).await?;
@@ -196,6 +214,7 @@ async fn publish(log: &Log, config: &KafkaConfig, stop: &CancellationToken) -> R
                 let first = position == 0 && place.position == 0;
                 position = page.read_to;
                 let written = Written {
+                    to: position,
                     count: page.events.len() as u64,
                     oldest: page.events.first().map(|event| event.recorded_at),
                 };
@@ -203,7 +222,7 @@ async fn publish(log: &Log, config: &KafkaConfig, stop: &CancellationToken) -> R
                 let (reply, done) = oneshot::channel();
                 if let Some((before, what)) = under_way.take() {
                     answer("a transaction", before).await?;
-                    what.count_in(&published, &lag);
+                    published.count(&what);
                 }
                 if first_event.is_none() {
                     first_event = log.first_event().await?;
@@ -220,7 +239,7 @@ async fn publish(log: &Log, config: &KafkaConfig, stop: &CancellationToken) -> R
         }
         if let Some((before, what)) = under_way.take() {
             answer("a transaction", before).await?;
-            what.count_in(&published, &lag);
+            published.count(&what);
             continue;
         }
         tokio::select! {
@@ -230,25 +249,53 @@ async fn publish(log: &Log, config: &KafkaConfig, stop: &CancellationToken) -> R
     }
 }
 
+/// A transaction that is under way.
 struct Written {
+    to: Position,
     count: u64,
     oldest: Option<chrono::DateTime<chrono::Utc>>,
 }
 
-impl Written {
-    fn count_in(&self, published: &metrics::Counter, lag: &metrics::Histogram) {
-        published.increment(self.count);
-        if let Some(oldest) = self.oldest {
-            lag.record((chrono::Utc::now() - oldest).as_seconds_f64());
-        }
+/// How far the topic has come, as far as this process knows: what Kafka has answered for.
+#[derive(Clone)]
+struct Published(Arc<AtomicI64>);
+
+impl Default for Published {
+    fn default() -> Self {
+        Self(Arc::new(AtomicI64::new(Self::UNKNOWN)))
     }
 }
 
-fn report(head: Head, position: Position) {
+impl Published {
+    const UNKNOWN: Position = -1;
+
+    fn came_to(&self, position: Position) {
+        self.0.store(position, Ordering::Relaxed);
+    }
+
+    fn count(&self, written: &Written) {
+        self.came_to(written.to);
+        metrics::counter!("tidemark_publisher_events_total").increment(written.count);
+        if let Some(oldest) = written.oldest {
+            metrics::histogram!("tidemark_publisher_lag_seconds")
+                .record((chrono::Utc::now() - oldest).as_seconds_f64());
+        }
+    }
+
+    /// Somebody else publishes now.
+    fn forget(&self) {
+        if self.0.swap(Self::UNKNOWN, Ordering::Relaxed) != Self::UNKNOWN {
+            metrics::gauge!("tidemark_publisher_lag_events").set(0.0);
+        }
+    }
+
     #[expect(clippy::cast_precision_loss, reason = "gauges for people; exact below 2^53")]
-    {
-        metrics::gauge!("tidemark_publisher_position").set(position as f64);
-        metrics::gauge!("tidemark_publisher_lag_events").set((head.position - position).max(0) as f64);
+    fn report(&self, head: Head) {
+        let position = self.0.load(Ordering::Relaxed);
+        if position != Self::UNKNOWN {
+            metrics::gauge!("tidemark_publisher_position").set(position as f64);
+            metrics::gauge!("tidemark_publisher_lag_events").set((head.position - position).max(0) as f64);
+        }
     }
 }
 

@@ -169,9 +169,10 @@ async fn take(
         }
         metrics::counter!("tidemark_projection_strays_total", &labels).increment(strays.len() as u64);
         // What belongs together has one key, and so one partition; this order is only what the log has, too.
-        events.sort_unstable_by_key(|event| event.position);
+        // A record of somebody else's may name the position of another key's event.
+        events.sort_unstable_by_key(|event| (event.position, event.partition_key));
         let count = events.len();
-        events.dedup_by_key(|event| event.position);
+        events.dedup_by_key(|event| (event.position, event.partition_key));
         repeated += count - events.len();
         metrics::counter!("tidemark_projection_repeated_total", &labels).increment(repeated as u64);
         metrics::counter!("tidemark_projection_lost_total", &labels).increment(lost as u64);

@@ -373,10 +373,18 @@ impl Worker {
             for row in rows {
                 let position: Position = row.try_get(0)?;
                 let page = self.log.read(position - 1, position, &Filter::default(), 1).await?;
-                // What was parked may have come from the topic, where others can write, too.
-                let event = page.events.first().filter(|event| event.partition_key == key);
-                if !self.unpark(position, event).await? {
-                    break;
+                let Some(event) = page.events.first() else { break };
+                if event.partition_key == key {
+                    if !self.unpark(key, event).await? {
+                        break;
+                    }
+                } else {
+                    // It came from the topic, where others can write, too.
+                    tracing::error!(
+                        target = ?self.target, %key, position,
+                        "what was parked is no event of the log: taken away, its key goes on"
+                    );
+                    forget_parked(&mut self.connection, self.target, key, position).await?;
                 }
                 left -= 1;
             }
@@ -388,25 +396,12 @@ impl Worker {
         Ok(())
     }
 
-    async fn unpark(
-        &mut self,
-        position: Position,
-        recorded: Option<&RecordedEvent>,
-    ) -> Result<bool, ProjectorError> {
-        let Some((recorded, fact)) = recorded.and_then(|event| Some((event, event.decode().ok()?))) else {
-            return Ok(false);
-        };
+    async fn unpark(&mut self, key: Uuid, recorded: &RecordedEvent) -> Result<bool, ProjectorError> {
+        let (position, Ok(fact)) = (recorded.position, recorded.decode()) else { return Ok(false) };
         let Target { projection, instance, retention } = self.target;
         let mut transaction = self.connection.begin().await?;
         // Its row goes first: who had the partition before may be at it still, and only one of the two finds it there.
-        let removed =
-            sqlx::query("DELETE FROM views.parked WHERE name = $1 AND instance = $2 AND position = $3")
-                .bind(projection.name())
-                .bind(instance)
-                .bind(position)
-                .execute(&mut *transaction)
-                .await?;
-        if removed.rows_affected() != 1 {
+        if !forget_parked(&mut transaction, self.target, key, position).await? {
             transaction.rollback().await?;
             return Err(ProjectorError::Moved(format!("{} instance {instance}", projection.name())));
         }
@@ -636,6 +631,25 @@ async fn park(
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// Whether it was there.
+async fn forget_parked(
+    connection: &mut PgConnection,
+    target: Target,
+    key: Uuid,
+    position: Position,
+) -> Result<bool, sqlx::Error> {
+    let removed = sqlx::query(
+        "DELETE FROM views.parked WHERE name = $1 AND instance = $2 AND partition_key = $3 AND position = $4",
+    )
+    .bind(target.projection.name())
+    .bind(target.instance)
+    .bind(key)
+    .bind(position)
+    .execute(connection)
+    .await?;
+    Ok(removed.rows_affected() == 1)
 }
 
 /// The partitions of one of `workers` workers.

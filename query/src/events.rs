@@ -16,6 +16,7 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use crate::page::{Parameters, invalid};
+use crate::position::{After, Mark, lost};
 use crate::{QueryState, log_away};
 
 /// Events that are read at once.
@@ -25,7 +26,9 @@ pub(crate) fn routes() -> OpenApiRouter<QueryState> {
     OpenApiRouter::new().routes(routes!(stream))
 }
 
-/// The log from a position on, one event a line, in order and without gaps.
+/// The log from a position on, one event a line, in order and without gaps. `Tidemark-Position` says in which epoch its
+/// positions are, and where the log stood. It breaks off when another epoch begins; who goes on then sends that epoch and
+/// the position of the last line as `Tidemark-After`, and is refused if what was read was lost.
 #[utoipa::path(
     get, path = "/v1/events", tag = "log", security(("token" = [])),
     params(
@@ -35,21 +38,26 @@ pub(crate) fn routes() -> OpenApiRouter<QueryState> {
         ("category" = Option<String>, Query, description = "Only these categories, by comma"),
         ("stream" = Option<Uuid>, Query, description = "Only this stream"),
         ("follow" = Option<bool>, Query, description = "Go on with what is yet to come"),
+        ("Tidemark-After" = Option<String>, Header,
+            description = "What was read up to now: goes on behind it, unless `from` says otherwise"),
     ),
     responses(
         (status = 200, content_type = "application/x-ndjson", body = String), (status = 400, body = Problem),
-        (status = 401, body = Problem), (status = 403, body = Problem), (status = 503, body = Problem),
+        (status = 401, body = Problem), (status = 403, body = Problem), (status = 409, body = Problem),
+        (status = 503, body = Problem),
     )
 )]
 async fn stream(
     State(state): State<QueryState>,
     actor: Actor,
+    After(after): After,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
     actor.require(&[Role::Analyst])?;
     let parameters =
         Parameters::read(query.as_deref(), &["from", "to", "type", "category", "stream", "follow"])?;
-    let from: i64 = parameters.parse("from", "a position")?.unwrap_or(1);
+    let behind = || after.map_or(1, |read| read.position.saturating_add(1));
+    let from: i64 = parameters.parse("from", "a position")?.unwrap_or_else(behind);
     let to: Option<i64> = parameters.parse("to", "a position")?;
     if from < 1 || to.is_some_and(|to| to < 0) {
         return Err(invalid("from", "positions begin at 1"));
@@ -65,12 +73,17 @@ async fn stream(
     let log = state.0.log.clone();
     let head = log.head().await.map_err(|error| log_away(&error))?;
     log.committed(head);
+    if let Some(Mark { epoch: Some(epoch), position }) = after
+        && !is_part(&log, Head { epoch, position }, head).await.map_err(|error| log_away(&error))?
+    {
+        return Err(lost());
+    }
 
     // One batch is read while the one before is written and the one before that is sent; who reads slowly is
     // waited for, and who goes away ends it.
     let (pages, mut to_write) = mpsc::channel::<Result<Page, BrokenOff>>(1);
     let (lines, to_send) = mpsc::channel::<Result<Bytes, BrokenOff>>(1);
-    tokio::spawn(read(log, filter, from - 1, to, follow, pages));
+    tokio::spawn(read(log, filter, head, Range { after: from - 1, to, follow }, pages));
     tokio::spawn(async move {
         while let Some(page) = to_write.recv().await {
             let written = page.map(|page| {
@@ -92,7 +105,7 @@ async fn stream(
     // Who compresses it asks once more after its end.
     let body = body.fuse();
     let headers = [(header::CONTENT_TYPE, "application/x-ndjson"), (header::CACHE_CONTROL, "no-store")];
-    Ok((headers, Body::from_stream(body)).into_response())
+    Ok((headers, [("tidemark-position", head.to_string())], Body::from_stream(body)).into_response())
 }
 
 /// The body breaks off, and its connection with it, so that it is not taken for whole. Its reader goes on from the last
@@ -100,6 +113,19 @@ async fn stream(
 #[derive(Debug, thiserror::Error)]
 #[error("the log cannot be read on")]
 struct BrokenOff;
+
+/// Whether what was read up to somewhere is part of the history of a log that stands at `head`.
+async fn is_part(log: &Log, read: Head, head: Head) -> Result<bool, LogError> {
+    let there_is = read.epoch <= head.epoch && read.position <= head.position;
+    Ok(there_is && log.continues(read, head.epoch).await?)
+}
+
+/// What is asked for.
+struct Range {
+    after: i64,
+    to: Option<i64>,
+    follow: bool,
+}
 
 async fn break_off(pages: &mpsc::Sender<Result<Page, BrokenOff>>, at: i64, reason: &(dyn Display + Sync)) {
     tracing::warn!(%reason, at, "a replay breaks off");
@@ -109,41 +135,26 @@ async fn break_off(pages: &mpsc::Sender<Result<Page, BrokenOff>>, at: i64, reaso
 async fn read(
     log: Log,
     filter: Filter,
-    mut at: i64,
-    to: Option<i64>,
-    follow: bool,
+    begun: Head,
+    Range { after: mut at, to, follow }: Range,
     pages: mpsc::Sender<Result<Page, BrokenOff>>,
 ) {
+    const EPOCH: &str = "another epoch has begun";
     let mut wake = log.wake();
     let last = to.unwrap_or(i64::MAX);
-    let newest = wake.borrow_and_update().position;
-    let mut known: Option<Head> = None;
     loop {
         let head = *wake.borrow_and_update();
         // What was sent may have been lost, though the log does not reach as far any more.
-        if let Some(read) = known.filter(|read| follow && read.epoch < head.epoch) {
-            match log.continues(read, head.epoch).await {
-                Ok(true) => {}
-                Ok(false) => return break_off(&pages, at, &"the log has lost its end").await,
-                Err(error) => return break_off(&pages, at, &error).await,
-            }
+        if head.epoch != begun.epoch {
+            return break_off(&pages, at, &EPOCH).await;
         }
-        let end = if follow { head.position } else { newest }.min(last);
+        let end = if follow { head.position } else { begun.position }.min(last);
         while at < end {
-            let next = async {
-                let page = log.read(at, end, &filter, BATCH).await?;
-                let continues = match known {
-                    Some(known) => log.continues(known, page.epoch).await?,
-                    None => true,
-                };
-                Ok::<_, LogError>((page, continues))
-            };
-            let page = match next.await {
-                Ok((page, true)) => page,
-                Ok((_, false)) => return break_off(&pages, at, &"the log has lost its end").await,
+            let page = match log.read(at, end, &filter, BATCH).await {
+                Ok(page) if page.epoch == begun.epoch => page,
+                Ok(_) => return break_off(&pages, at, &EPOCH).await,
                 Err(error) => return break_off(&pages, at, &error).await,
             };
-            known = Some(Head { epoch: page.epoch, position: page.read_to });
             if page.read_to == at {
                 break;
             }

@@ -16,7 +16,7 @@ use tidemark_views::feed::{self, Change, End, Kind};
 use tidemark_views::instance::{Instance, State};
 use tidemark_views::tier::{Entry, TierError};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::tier::Session;
 use crate::{QueryState, Servers};
@@ -235,7 +235,7 @@ pub(crate) async fn follow(state: &QueryState, servers: Servers, stop: &Cancella
             .acquire_timeout(ANSWERS_WITHIN)
             .connect_lazy_with(options.clone())
     };
-    let mut follower = Follower { state, primary, changes, pool: connections(), known: None };
+    let mut follower = Follower { state, primary, changes, listens: None, pool: connections(), known: None };
     while !stop.is_cancelled() {
         let ended = tokio::select! {
             () = stop.cancelled() => break,
@@ -258,6 +258,8 @@ struct Follower<'a> {
     primary: PgConnectOptions,
     /// What is heard there, if another part of the process listens, too.
     changes: Option<Subscription>,
+    /// Else by a session of this part alone, which ends with its guard.
+    listens: Option<(Subscription, DropGuard)>,
     /// Sessions there.
     pool: PgPool,
     /// All changes up to here have been taken in.
@@ -286,6 +288,7 @@ impl Follower<'_> {
                 tracing::debug!("what is in Redis is of another life of the views' server");
             } else if self.standing().is_complete() {
                 shelf.use_session(Some(Arc::clone(&session)));
+                self.listens = None;
                 let ended = self.by_redis(&session).await;
                 shelf.use_session(None);
                 match ended {
@@ -302,18 +305,21 @@ impl Follower<'_> {
         }
     }
 
+    /// What is heard of the views' primary; a session of its own for that stays until nothing is to be heard.
+    fn changes(&mut self) -> Subscription {
+        let heard = self.changes.clone().or_else(|| self.listens.as_ref().map(|(heard, _)| heard.clone()));
+        heard.unwrap_or_else(|| {
+            let (mut listener, stop) = (Listener::default(), CancellationToken::new());
+            let heard = listener.on(feed::CHANNEL);
+            drop(listener.spawn(self.primary.clone(), stop.clone()));
+            self.listens = Some((heard.clone(), stop.drop_guard()));
+            heard
+        })
+    }
+
     /// Follows the stream in the views' primary, as it notifies.
     async fn by_the_views(&mut self) -> Result<(), ViewError> {
-        let (mut heard, _listening) = match &self.changes {
-            Some(changes) => (changes.clone(), None),
-            None => {
-                let (mut listener, stop) = (Listener::default(), CancellationToken::new());
-                let heard = listener.on(feed::CHANNEL);
-                // Ends with the guard.
-                drop(listener.spawn(self.primary.clone(), stop.clone()));
-                (heard, Some(stop.drop_guard()))
-            }
-        };
+        let mut heard = self.changes();
         let mut connection = self.pool.acquire().await?;
         in_time(ANSWERS_WITHIN, self.begin(&mut connection)).await?;
         loop {

@@ -23,8 +23,13 @@ pub(crate) struct After(pub(crate) Option<Mark>);
 /// Up to where a view must stand. Without an epoch, of whatever epoch the view is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Mark {
-    epoch: Option<Epoch>,
-    position: Position,
+    pub(crate) epoch: Option<Epoch>,
+    pub(crate) position: Position,
+}
+
+/// 409 `position-unknown`: what somebody knows of was lost.
+pub(crate) fn lost() -> Problem {
+    Problem::new(&problem::POSITION_UNKNOWN, "that position is not part of this log's history")
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for After {
@@ -138,8 +143,6 @@ impl QueryState {
     /// known; that of the log, which may be newer, is asked after as long as the log is there.
     async fn check_history(&self, epoch: Epoch, position: Position, of_views: Epoch) -> Result<(), Problem> {
         let of_log = self.0.log.wake().borrow().epoch;
-        let lost =
-            || Problem::new(&problem::POSITION_UNKNOWN, "that position is not part of this log's history");
         for (newest, is_needed) in [(of_log, false), (of_views, true)] {
             if epoch >= newest {
                 continue;

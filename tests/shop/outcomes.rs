@@ -459,6 +459,18 @@ async fn what_was_lost_is_told_before_anything_is_appended() {
         }
     };
     tokio::time::timeout(Duration::from_secs(30), ended).await.expect("who follows is told");
+    // Who comes back with what was lost is told so, and who has nothing of it goes on.
+    let analyst = token("analyst", CUSTOMER).await;
+    let resumed =
+        async |position: &str| query.get("/v1/events", Some(&analyst), &[("Tidemark-After", position)]).await;
+    let again = resumed(beyond).await;
+    assert_eq!((again.status, again.problem()), (409, "position-unknown"), "{}", again.text);
+    let kept = kept.header("tidemark-position");
+    assert_eq!(resumed(kept).await.text, "", "nothing was appended behind it");
+    let order = command.order(&product, 1, "anew").await.unwrap();
+    let anew = resumed(kept).await;
+    assert!(anew.text.contains(order.body["id"].as_str().unwrap()), "{}", anew.text);
+    assert_eq!(anew.header("tidemark-position"), order.header("tidemark-position"));
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use tidemark_events::listener::Subscription;
 use tidemark_events::log::{Log, revocations};
 use tidemark_http::Access;
 use tidemark_vault::Vault;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -96,18 +97,27 @@ pub(crate) fn open(
     Ok(Opened { accounts, steward })
 }
 
-/// Refuses the tokens of ended sessions, until `stop`.
-pub(crate) fn follow_revocations(
+/// Refuses the tokens of ended sessions, until `stop`. Returns when those are known that have been ended up to now: no token
+/// may be looked at before.
+pub(crate) async fn follow_revocations(
     access: &Access,
     database: PgConnectOptions,
     heard: Subscription,
     stop: CancellationToken,
-) -> JoinHandle<()> {
+) -> Result<JoinHandle<()>, Failure> {
     let access = access.clone();
-    tokio::spawn(revocations::follow(database, heard, stop, move |sessions| {
+    let (known, all) = oneshot::channel();
+    let mut known = Some(known);
+    let following = tokio::spawn(revocations::follow(database, heard, stop, move |sessions| {
         let until = |seconds: i64| {
             SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or_default() + 1)
         };
         access.revocations().add(sessions.into_iter().map(|(id, at)| (id, until(at.timestamp()))));
-    }))
+        if let Some(known) = known.take() {
+            known.send(()).ok();
+        }
+    }));
+    // It ends without only when it is stopped, and then so is whoever waits here.
+    all.await.ok();
+    Ok(following)
 }

@@ -94,9 +94,18 @@ impl Process {
         Ok(Some(Self { listener, stop, log, revoked, metrics, parts_stop, parts }))
     }
 
-    fn follow_revocations(&mut self, access: &Access, database: &PgConnectOptions) {
+    /// Returns whether it goes on: it may be stopped meanwhile.
+    async fn follow_revocations(
+        &mut self,
+        access: &Access,
+        database: &PgConnectOptions,
+    ) -> Result<bool, Failure> {
         let (revoked, stop) = (self.revoked.clone(), self.parts_stop.clone());
-        self.parts.push(accounts::follow_revocations(access, database.clone(), revoked, stop));
+        let following = accounts::follow_revocations(access, database.clone(), revoked, stop);
+        let following = unless_stopped(&self.stop, following).await?;
+        let goes_on = following.is_some();
+        self.parts.extend(following);
+        Ok(goes_on)
     }
 
     /// Serves until it is told to stop, lets `first` end, then the parts.
@@ -159,7 +168,9 @@ pub(crate) async fn command(options: CommandOptions) -> Result<(), Failure> {
     let accounts::Opened { accounts, steward } =
         accounts::open(&options.accounts, &process.log, database, vault, sign, data_dir, &public_url)?;
     process.parts.extend(keys.watch(process.parts_stop.clone()));
-    process.follow_revocations(&access, database);
+    if !process.follow_revocations(&access, database).await? {
+        return Ok(());
+    }
     process.parts.push(steward.spawn(process.parts_stop.clone()));
     if let Some(kafka) = options.kafka.config() {
         let publishing =
@@ -224,7 +235,9 @@ pub(crate) async fn query(options: QueryOptions) -> Result<(), Failure> {
     let vault = accounts::vault_to_read(&options.vault, &options.log.log_url, || options.key.data_dir());
     let Some(vault) = unless_stopped(&process.stop, vault).await? else { return Ok(()) };
     process.parts.extend(keys.watch(process.parts_stop.clone()));
-    process.follow_revocations(&access, &options.log.log_url);
+    if !process.follow_revocations(&access, &options.log.log_url).await? {
+        return Ok(());
+    }
     let config = QueryConfig {
         replica_lag_bytes: i64::from(options.reads.replica_lag_mib) * 1024 * 1024,
         ..options.cache.config()

@@ -70,11 +70,13 @@ async fn shop(
     )?;
 
     let mut heard = Listener::default();
-    let mut parts = vec![log.follow(heard.on(wake::CHANNEL), parts_stop.clone())];
+    let revoked = heard.on(revocations::CHANNEL);
+    let ended_sessions =
+        accounts::follow_revocations(&access, database.options.clone(), revoked, parts_stop.clone());
+    let Some(ended_sessions) = unless_stopped(&stop, ended_sessions).await? else { return Ok(()) };
+    let mut parts = vec![ended_sessions, log.follow(heard.on(wake::CHANNEL), parts_stop.clone())];
     parts.extend(keys.watch(parts_stop.clone()));
     let (instances, changes) = (heard.on(INSTANCES), heard.on(feed::CHANNEL));
-    let revoked = heard.on(revocations::CHANNEL);
-    parts.push(accounts::follow_revocations(&access, database.options.clone(), revoked, parts_stop.clone()));
     parts.push(heard.spawn(database.options.clone(), parts_stop.clone()));
     parts.push(steward.spawn(parts_stop.clone()));
     let (writer, writing) =

@@ -174,7 +174,7 @@ struct Job {
     request: Request,
     reply: oneshot::Sender<Result<Answer, CommandError>>,
     begin_before: Instant,
-    _space: OwnedSemaphorePermit,
+    space: OwnedSemaphorePermit,
 }
 
 /// Where commands are handed in. Cheap to clone; the writer ends when `stop` is cancelled and the queue is empty.
@@ -217,13 +217,16 @@ impl Writer {
     /// See [`CommandError`].
     pub async fn submit(&self, request: Request) -> Result<Answer, CommandError> {
         let units = u32::try_from(request.bytes / SPACE_UNIT + 1).unwrap_or(u32::MAX);
-        let space =
-            Arc::clone(&self.space).try_acquire_many_owned(units).map_err(|_| CommandError::Overloaded)?;
+        let overloaded = || {
+            metrics::counter!("tidemark_commands_total", "outcome" => "overloaded").increment(1);
+            CommandError::Overloaded
+        };
+        let space = Arc::clone(&self.space).try_acquire_many_owned(units).map_err(|_| overloaded())?;
         let (reply, answer) = oneshot::channel();
         let begin_before = Instant::now() + self.config.start_within;
-        let job = Job { request, reply, begin_before, _space: space };
+        let job = Job { request, reply, begin_before, space };
         self.queue.try_send(job).map_err(|refused| match refused {
-            mpsc::error::TrySendError::Full(_) => CommandError::Overloaded,
+            mpsc::error::TrySendError::Full(_) => overloaded(),
             mpsc::error::TrySendError::Closed(_) => CommandError::Unavailable,
         })?;
         let longest = self.config.start_within + self.config.settle_within + Duration::from_secs(5);

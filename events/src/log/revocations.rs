@@ -29,7 +29,8 @@ const OVERLAP: Duration = Duration::from_secs(15);
 const ALL_EVERY: Duration = Duration::from_secs(60);
 
 /// Follows ended sessions until `stop`, over lost connections, and hands them to `learn`, some more than once, each
-/// with the time until which its tokens may still look good. `heard`: on [`CHANNEL`].
+/// with the time until which its tokens may still look good. `heard`: on [`CHANNEL`]. The first time it hands over all
+/// that there are, also if that is none.
 pub async fn follow(
     database: PgConnectOptions,
     mut heard: Subscription,
@@ -75,7 +76,7 @@ async fn follow_on(
         .fetch_all(pool);
         let rows: Vec<(Uuid, DateTime<Utc>, DateTime<Utc>)> = in_time(ANSWERS_WITHIN, asked).await?;
         newest = rows.iter().map(|(_, at, _)| *at).max().unwrap_or(DateTime::<Utc>::UNIX_EPOCH).max(newest);
-        if !rows.is_empty() {
+        if since == DateTime::UNIX_EPOCH || !rows.is_empty() {
             learn(rows.into_iter().map(|(id, _, until)| (id, until)).collect());
         }
         heard.next(POLL).await;

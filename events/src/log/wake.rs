@@ -86,19 +86,22 @@ impl Log {
     pub fn follow(&self, mut heard: Subscription, stop: CancellationToken) -> JoinHandle<()> {
         let log = self.clone();
         tokio::spawn(async move {
-            let mut session = 0;
+            let (mut session, mut is_due) = (0, false);
             while !stop.is_cancelled() {
-                let next = tokio::select! {
-                    () = stop.cancelled() => break,
-                    next = heard.next(POLL) => next,
-                };
-                let told = next.as_ref().filter(|heard| heard.session == session);
-                if let Some(head) = told.and_then(|heard| Head::parse(&heard.payload)) {
+                let within = if is_due { Duration::ZERO } else { POLL };
+                let Some(next) = stop.run_until_cancelled(heard.next(within)).await else { break };
+                let head = next.as_ref().and_then(|heard| Head::parse(&heard.payload));
+                if let Some(head) = head {
                     log.committed(head);
+                }
+                if head.is_some() && !is_due && next.as_ref().is_some_and(|heard| heard.session == session) {
                     continue;
                 }
                 // Nothing was heard for long, or another session hears now, and anything may have happened before it.
-                match in_time(ANSWERS_WITHIN, log.learn_head()).await {
+                let asked = in_time(ANSWERS_WITHIN, log.learn_head());
+                let Some(asked) = stop.run_until_cancelled(asked).await else { break };
+                is_due = asked.is_err();
+                match asked {
                     Ok(_) => session = next.map_or(session, |heard| heard.session),
                     Err(error) => {
                         tracing::warn!(%error, "cannot ask where the log stands, asking again in a second");
