@@ -19,7 +19,7 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 /// How long nothing may be heard before the server is asked whether it is there.
 const ASK_AFTER: Duration = Duration::from_secs(5);
 
-/// The time from a lost session to the next; it doubles as long as there is none, as where the server is a standby.
+/// The time from a lost session to the next; it doubles as long as the server refuses one, as a standby does.
 const AGAIN_AFTER: Duration = Duration::from_millis(250);
 const AGAIN_AFTER_AT_MOST: Duration = Duration::from_secs(5);
 
@@ -87,18 +87,14 @@ impl Listener {
                         tokio::time::timeout(ANSWERS_WITHIN, pool.close()).await.ok();
                     }
                     Err(error) = self.listen(&pool, session) => {
-                        pause = if self.is_heard_by(session) { AGAIN_AFTER } else { (pause * 2).min(AGAIN_AFTER_AT_MOST) };
+                        let is_refused = error.as_database_error().is_some();
+                        pause = if is_refused { (pause * 2).min(AGAIN_AFTER_AT_MOST) } else { AGAIN_AFTER };
                         tracing::warn!(%error, ?pause, "cannot listen for notifications, trying again");
                         tokio::time::timeout(pause, stop.cancelled()).await.ok();
                     }
                 }
             }
         })
-    }
-
-    /// Whether there was such a session at all.
-    fn is_heard_by(&self, session: u64) -> bool {
-        self.channels.iter().any(|(_, heard)| heard.borrow().session == session)
     }
 
     async fn listen(

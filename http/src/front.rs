@@ -140,6 +140,7 @@ impl Origins {
                     name("idempotency-replayed"),
                     name("ratelimit"),
                     name("ratelimit-policy"),
+                    name("tidemark-epoch"),
                     name("tidemark-position"),
                 ])
                 .max_age(PREFLIGHT_KEPT),

@@ -70,6 +70,10 @@ pub fn spawn(log: Log, config: KafkaConfig, stop: CancellationToken) -> JoinHand
                 }
                 Ok(true) => {
                     metrics::gauge!("tidemark_publisher_leads").set(1.0);
+                    // Kafka may be away, and then does not say how far the topic is.
+                    if let (None, Ok(Some(place))) = (published.position(), lease.place().await) {
+                        published.came_to(place);
+                    }
                     let ended = lead(&log, &config, &lease, &published, &stop).await;
                     metrics::gauge!("tidemark_publisher_leads").set(0.0);
                     lease.give_back().await.ok();
@@ -129,8 +133,14 @@ async fn keep(
     stop: CancellationToken,
 ) {
     let mut until = Instant::now() + lease.holds_for();
+    let mut noted = None;
     while !stop.is_cancelled() {
         published.report(*head.borrow());
+        if let Some(position) = published.position().filter(|_| published.position() != noted)
+            && lease.note(position).await.is_ok()
+        {
+            noted = Some(position);
+        }
         tokio::time::sleep(ASK_AGAIN).await;
         let asked = Instant::now();
         match tokio::time::timeout_at(until.into(), lease.take()).await {
@@ -282,17 +292,21 @@ impl Published {
         }
     }
 
+    fn position(&self) -> Option<Position> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|position| *position != Self::UNKNOWN)
+    }
+
     /// Somebody else publishes now.
     fn forget(&self) {
         if self.0.swap(Self::UNKNOWN, Ordering::Relaxed) != Self::UNKNOWN {
+            metrics::gauge!("tidemark_publisher_position").set(0.0);
             metrics::gauge!("tidemark_publisher_lag_events").set(0.0);
         }
     }
 
     #[expect(clippy::cast_precision_loss, reason = "gauges for people; exact below 2^53")]
     fn report(&self, head: Head) {
-        let position = self.0.load(Ordering::Relaxed);
-        if position != Self::UNKNOWN {
+        if let Some(position) = self.position() {
             metrics::gauge!("tidemark_publisher_position").set(position as f64);
             metrics::gauge!("tidemark_publisher_lag_events").set((head.position - position).max(0) as f64);
         }

@@ -374,6 +374,8 @@ impl Worker {
                 let position: Position = row.try_get(0)?;
                 let page = self.log.read(position - 1, position, &Filter::default(), 1).await?;
                 let Some(event) = page.events.first() else { break };
+                let read_to = Head { epoch: page.epoch, position: page.read_to };
+                self.refuse_another_history(&ReadTo::Log(read_to)).await?;
                 if event.partition_key == key {
                     if !self.unpark(key, event).await? {
                         break;
@@ -384,7 +386,7 @@ impl Worker {
                         target = ?self.target, %key, position,
                         "what was parked is no event of the log: taken away, its key goes on"
                     );
-                    forget_parked(&mut self.connection, self.target, key, position).await?;
+                    self.take_away(key, position).await?;
                 }
                 left -= 1;
             }
@@ -394,6 +396,17 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// Removes what was parked and is no event of the log, and says so to those who read the key.
+    async fn take_away(&mut self, key: Uuid, position: Position) -> Result<(), ProjectorError> {
+        let Target { projection, instance, .. } = self.target;
+        let mut transaction = self.connection.begin().await?;
+        let was_there = forget_parked(&mut transaction, self.target, key, position).await?;
+        if was_there && self.publishes {
+            feed::write(&mut transaction, projection.name(), instance, feed::Kind::Rows, &[key]).await?;
+        }
+        Ok(transaction.commit().await?)
     }
 
     async fn unpark(&mut self, key: Uuid, recorded: &RecordedEvent) -> Result<bool, ProjectorError> {
@@ -409,7 +422,13 @@ impl Worker {
         let applied =
             projection.apply(&mut transaction, instance, retention, std::slice::from_ref(&event)).await;
         let keys = match applied {
-            Ok(keys) => keys,
+            // Whose parking is over, too, whether or not a row of it has changed.
+            Ok(mut keys) => {
+                if !keys.contains(&key) {
+                    keys.push(key);
+                }
+                keys
+            }
             Err(error) => {
                 tracing::warn!(target = ?self.target, position, %error, "what is parked cannot be applied yet");
                 transaction.rollback().await?;

@@ -16,7 +16,7 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use crate::page::{Parameters, invalid};
-use crate::position::{After, Mark, lost};
+use crate::position::{Mark, lost, parse};
 use crate::{QueryState, log_away};
 
 /// Events that are read at once.
@@ -26,9 +26,9 @@ pub(crate) fn routes() -> OpenApiRouter<QueryState> {
     OpenApiRouter::new().routes(routes!(stream))
 }
 
-/// The log from a position on, one event a line, in order and without gaps. `Tidemark-Position` says in which epoch its
-/// positions are, and where the log stood. It breaks off when another epoch begins; who goes on then sends that epoch and
-/// the position of the last line as `Tidemark-After`, and is refused if what was read was lost.
+/// The log from a position on, one event a line, in order and without gaps. `Tidemark-Epoch` says in which epoch its
+/// positions are; it breaks off when another one begins. Who goes on says with `after` that epoch and the position of the
+/// last line, and is refused if what was read was lost.
 #[utoipa::path(
     get, path = "/v1/events", tag = "log", security(("token" = [])),
     params(
@@ -38,11 +38,13 @@ pub(crate) fn routes() -> OpenApiRouter<QueryState> {
         ("category" = Option<String>, Query, description = "Only these categories, by comma"),
         ("stream" = Option<Uuid>, Query, description = "Only this stream"),
         ("follow" = Option<bool>, Query, description = "Go on with what is yet to come"),
-        ("Tidemark-After" = Option<String>, Header,
-            description = "What was read up to now: goes on behind it, unless `from` says otherwise"),
+        ("after" = Option<String>, Query,
+            description = "What was read up to now, as `<epoch>-<position>`: goes on behind it, unless `from` says otherwise"),
     ),
     responses(
-        (status = 200, content_type = "application/x-ndjson", body = String), (status = 400, body = Problem),
+        (status = 200, content_type = "application/x-ndjson", body = String,
+            headers(("Tidemark-Epoch" = i32, description = "The epoch of all positions"))),
+        (status = 400, body = Problem),
         (status = 401, body = Problem), (status = 403, body = Problem), (status = 409, body = Problem),
         (status = 503, body = Problem),
     )
@@ -50,12 +52,17 @@ pub(crate) fn routes() -> OpenApiRouter<QueryState> {
 async fn stream(
     State(state): State<QueryState>,
     actor: Actor,
-    After(after): After,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
     actor.require(&[Role::Analyst])?;
     let parameters =
-        Parameters::read(query.as_deref(), &["from", "to", "type", "category", "stream", "follow"])?;
+        Parameters::read(query.as_deref(), &["from", "to", "type", "category", "stream", "follow", "after"])?;
+    let after = match parameters.get("after") {
+        Some(text) => {
+            Some(parse(text).ok_or_else(|| invalid("after", "must be an epoch, - and a position"))?)
+        }
+        None => None,
+    };
     let behind = || after.map_or(1, |read| read.position.saturating_add(1));
     let from: i64 = parameters.parse("from", "a position")?.unwrap_or_else(behind);
     let to: Option<i64> = parameters.parse("to", "a position")?;
@@ -105,7 +112,7 @@ async fn stream(
     // Who compresses it asks once more after its end.
     let body = body.fuse();
     let headers = [(header::CONTENT_TYPE, "application/x-ndjson"), (header::CACHE_CONTROL, "no-store")];
-    Ok((headers, [("tidemark-position", head.to_string())], Body::from_stream(body)).into_response())
+    Ok((headers, [("tidemark-epoch", head.epoch.to_string())], Body::from_stream(body)).into_response())
 }
 
 /// The body breaks off, and its connection with it, so that it is not taken for whole. Its reader goes on from the last
@@ -155,6 +162,9 @@ async fn read(
                 Ok(_) => return break_off(&pages, at, &EPOCH).await,
                 Err(error) => return break_off(&pages, at, &error).await,
             };
+            if page.read_to == at && !follow {
+                return break_off(&pages, at, &"the log does not reach as far any more").await;
+            }
             if page.read_to == at {
                 break;
             }

@@ -47,7 +47,7 @@ impl<S: Send + Sync> FromRequestParts<S> for After {
     }
 }
 
-fn parse(text: &str) -> Option<Mark> {
+pub(crate) fn parse(text: &str) -> Option<Mark> {
     let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
     let (epoch, position) = match text.trim().split_once('-') {
         Some((epoch, position)) if digits(epoch) => (Some(epoch.parse().ok()?), position),

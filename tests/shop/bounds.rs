@@ -118,8 +118,6 @@ impl Bounded {
     /// Waits until a request can have all of the room.
     async fn has_all_its_room(&self) {
         self.answered(Uuid::now_v7(), WHOLE).await.unwrap();
-        // An answer comes just before its room is free. With this one that is so of all units but its own.
-        self.answered(Uuid::now_v7(), SMALL).await.unwrap();
     }
 
     /// Hands a request in, which is taken and has to wait.

@@ -318,25 +318,22 @@ async fn who_follows_a_stream_is_sent_its_lines_as_they_come_and_no_others() {
     assert!(followed.begun.is_empty() && more.is_err(), "it stays open, and has no more to say: {more:?}");
     assert_eq!(of_stream(id).await, [first, vec![line]].concat());
     // Who goes on where it was says what it has; where it is to begin can be said, too.
-    let resumed = async |query: &str, position: &str| {
-        shop.get(&format!("/v1/events?{query}"), Some(&analyst), &[("Tidemark-After", position)]).await
-    };
+    let resumed =
+        async |query: &str| shop.get(&format!("/v1/events?after={query}"), Some(&analyst), &[]).await;
     let positions = |lines: &str| -> Vec<i64> {
         let of = |line: &str| serde_json::from_str::<Value>(line).unwrap()["position"].as_i64().unwrap();
         lines.lines().map(of).collect()
     };
-    let all = resumed("", "0").await;
-    let (epoch, last) = all.header("tidemark-position").split_once('-').unwrap();
-    assert_eq!(
-        (positions(&all.text), last),
-        ((1..=head(&shop).await).collect(), &*head(&shop).await.to_string())
-    );
-    assert_eq!(positions(&resumed("to=5", &format!("{epoch}-3")).await.text), [4, 5]);
-    assert_eq!(positions(&resumed("from=2&to=3", &format!("{epoch}-3")).await.text), [2, 3]);
-    assert!(resumed("", &format!("{epoch}-{last}")).await.text.is_empty());
-    for unknown in [format!("{epoch}-{}", next + 100), format!("{}-1", epoch.parse::<i32>().unwrap() + 1)] {
-        assert_eq!(resumed("", &unknown).await.problem(), "position-unknown", "{unknown}");
+    let all = resumed("0").await;
+    let (epoch, last) = (all.header("tidemark-epoch"), head(&shop).await);
+    assert_eq!(positions(&all.text), (1..=last).collect::<Vec<_>>());
+    assert_eq!(positions(&resumed(&format!("{epoch}-3&to=5")).await.text), [4, 5]);
+    assert_eq!(positions(&resumed(&format!("{epoch}-3&from=2&to=3")).await.text), [2, 3]);
+    assert!(resumed(&format!("{epoch}-{last}")).await.text.is_empty());
+    for unknown in [format!("{epoch}-{}", last + 1), format!("{}-1", epoch.parse::<i32>().unwrap() + 1)] {
+        assert_eq!(resumed(&unknown).await.problem(), "position-unknown", "{unknown}");
     }
+    assert_eq!(resumed("1-2-3").await.status, 400);
     // Who says where it is to end is sent no more than that.
     let line = bounded.next().await.expect("the only line");
     assert_eq!((told(&line), &line["position"]), ((other, "OrderCancelled"), &json!(next)));

@@ -9,6 +9,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::{Log, LogError};
+use crate::Position;
 
 /// A lease that this process asks for under its own name.
 #[derive(Debug, Clone)]
@@ -51,12 +52,38 @@ impl Lease {
         Ok(taken.is_some())
     }
 
+    /// How far the work under it has come, as whoever had it last has noted.
+    ///
+    /// # Errors
+    /// [`LogError::Database`].
+    pub async fn place(&self) -> Result<Option<Position>, LogError> {
+        let place = sqlx::query_scalar("SELECT place FROM log.leases WHERE name = $1")
+            .bind(self.name)
+            .fetch_optional(self.log.pool())
+            .await?;
+        Ok(place.flatten())
+    }
+
+    /// Notes how far the work under it has come, if it is this process's.
+    ///
+    /// # Errors
+    /// [`LogError::Database`].
+    pub async fn note(&self, place: Position) -> Result<(), LogError> {
+        sqlx::query("UPDATE log.leases SET place = $3 WHERE name = $1 AND holder = $2")
+            .bind(self.name)
+            .bind(self.holder)
+            .bind(place)
+            .execute(self.log.pool())
+            .await?;
+        Ok(())
+    }
+
     /// Gives it back, if it is this process's.
     ///
     /// # Errors
     /// [`LogError::Database`].
     pub async fn give_back(&self) -> Result<(), LogError> {
-        sqlx::query("DELETE FROM log.leases WHERE name = $1 AND holder = $2")
+        sqlx::query("UPDATE log.leases SET until = '-infinity' WHERE name = $1 AND holder = $2")
             .bind(self.name)
             .bind(self.holder)
             .execute(self.log.pool())
