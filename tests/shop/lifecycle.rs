@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use sqlx::{Connection, Executor, PgConnection};
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
-use crate::harness::{Postgres, Shop, folder, tidemark, until};
+use crate::harness::{Postgres, Shop, folder, free_port, tidemark, until};
 
 async fn start(data: &Path) -> (tokio::process::Child, String) {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -171,7 +172,7 @@ async fn a_second_signal_ends_it_at_once_and_leaves_nothing_running() {
 }
 
 #[tokio::test]
-async fn who_waits_for_a_database_ends_when_told_to() {
+async fn who_waits_for_a_database_lets_nobody_in_and_ends_when_told_to() {
     const AWAY: &str = "postgres://nobody@127.0.0.1:1/away";
     let postgres = Postgres::start().await;
     let url = postgres.database().await;
@@ -187,9 +188,9 @@ async fn who_waits_for_a_database_ends_when_told_to() {
         ),
         ("up", vec![("DATABASE_URL", &url), ("TIDEMARK_VAULT_URL", AWAY)]),
     ] {
-        let data = folder();
+        let (data, address) = (folder(), format!("127.0.0.1:{}", free_port()));
         let (mut process, words) = tidemark()
-            .args([name, "--listen", "127.0.0.1:0"])
+            .args([name, "--listen", &address])
             .env("TIDEMARK_DATA_DIR", data.path())
             .envs(variables.iter().copied())
             .spawn_with_words()
@@ -199,6 +200,9 @@ async fn who_waits_for_a_database_ends_when_told_to() {
             words.contains("does not answer, trying again").then_some(())
         };
         until("it waits", waits).await;
+        // Else a proxy's requests would wait with it, where another service could do them.
+        let refused = TcpStream::connect(&address).await.expect_err("nobody is let in");
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
         signal(&process, Signal::TERM);
         let ended = tokio::time::timeout(Duration::from_secs(5), process.wait()).await;
         assert!(ended.expect("it ends").unwrap().success(), "{name}");

@@ -12,20 +12,19 @@ use tidemark_http::Access;
 use tidemark_projector::{Feed, Filler, INSTANCES, Supervisor};
 use tidemark_query::{QueryConfig, QueryState};
 use tidemark_views::feed;
-use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::config::{CommandOptions, ProjectorOptions, QueryOptions, ServeOptions};
 use crate::database::{begin_on, pool, wait_for_schema};
-use crate::service::{Health, join, listen, router, serve_until, stop_on_signals, unless_stopped};
+use crate::service::{Address, Health, join, router, serve_until, stop_on_signals, unless_stopped};
 use crate::up::{END_WITHIN, LOG_CONNECTIONS, PROJECTOR_CONNECTIONS};
 use crate::{Failure, accounts};
 
 /// What all three begin and end with.
 struct Process {
-    listener: TcpListener,
+    address: Address,
     stop: CancellationToken,
     log: Log,
     /// Ended sessions, as the log's database announces them.
@@ -57,7 +56,7 @@ impl Process {
     ) -> Result<Option<Self>, Failure> {
         let stop = CancellationToken::new();
         stop_on_signals(&stop)?;
-        let listener = listen(serve.listen).await?;
+        let address = Address::take(serve.listen)?;
         let databases = async {
             let pool = pool(log_options, connections);
             let log = begin_on("TIDEMARK_LOG_URL", log_options, async || {
@@ -91,7 +90,7 @@ impl Process {
             log.follow(heard.on(wake::CHANNEL), parts_stop.clone()),
             heard.spawn(log_options.clone(), parts_stop.clone()),
         ];
-        Ok(Some(Self { listener, stop, log, revoked, metrics, parts_stop, parts }))
+        Ok(Some(Self { address, stop, log, revoked, metrics, parts_stop, parts }))
     }
 
     /// Returns whether it goes on: it may be stopped meanwhile.
@@ -112,6 +111,7 @@ impl Process {
     async fn serve(
         self,
         serve: &ServeOptions,
+        says: &str,
         routes: OpenApiRouter,
         query: Option<QueryState>,
         first: impl Future<Output = ()>,
@@ -122,7 +122,7 @@ impl Process {
             metrics: self.metrics,
             stop: self.stop.clone(),
         };
-        let served = serve_until(self.listener, router(routes, health), serve, self.stop).await;
+        let served = serve_until(self.address, router(routes, health), serve, says, self.stop).await;
         let ended = async {
             first.await;
             self.parts_stop.cancel();
@@ -185,12 +185,11 @@ pub(crate) async fn command(options: CommandOptions) -> Result<(), Failure> {
         writer_stop.clone(),
     );
     let routes = tidemark_command::routes(CommandState { writer, access, accounts });
-    tracing::info!("taking commands on http://{}", options.serve.listen);
     let written = async {
         writer_stop.cancel();
         join(writing).await;
     };
-    process.serve(&options.serve, routes, None, written).await
+    process.serve(&options.serve, "taking commands", routes, None, written).await
 }
 
 pub(crate) async fn projector(options: ProjectorOptions) -> Result<(), Failure> {
@@ -220,8 +219,8 @@ pub(crate) async fn projector(options: ProjectorOptions) -> Result<(), Failure> 
     };
     process.parts.push(Supervisor::spawn(feed, process.parts_stop.clone()));
     process.parts.push(heard.spawn(views.clone(), process.parts_stop.clone()));
-    tracing::info!("projecting; health and metrics on http://{}", options.serve.listen);
-    process.serve(&options.serve, OpenApiRouter::new(), None, std::future::ready(())).await
+    let says = "projecting; health and metrics";
+    process.serve(&options.serve, says, OpenApiRouter::new(), None, std::future::ready(())).await
 }
 
 pub(crate) async fn query(options: QueryOptions) -> Result<(), Failure> {
@@ -252,7 +251,6 @@ pub(crate) async fn query(options: QueryOptions) -> Result<(), Failure> {
         process.parts_stop.clone(),
     );
     process.parts.push(following);
-    tracing::info!("serving the views on http://{}", options.serve.listen);
     let routes = tidemark_query::routes(query.clone());
-    process.serve(&options.serve, routes, Some(query), std::future::ready(())).await
+    process.serve(&options.serve, "serving the views", routes, Some(query), std::future::ready(())).await
 }

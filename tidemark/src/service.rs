@@ -13,7 +13,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tidemark_events::log::Log;
 use tidemark_http::{Door, Limits, finish, problem, serve};
 use tidemark_query::QueryState;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tower_http::set_header::SetResponseHeaderLayer;
@@ -29,22 +29,47 @@ pub(crate) async fn join(task: tokio::task::JoinHandle<()>) {
     }
 }
 
-/// Takes the address before anything else is begun.
-pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|error| {
-            Failure::Configuration(format!(
-                "TIDEMARK_LISTEN (--listen): cannot listen on {address}: {error}; a free address of this machine is expected"
-            ))
-        })
+/// Connections that wait until they are accepted.
+const BACKLOG: u32 = 1_024;
+
+/// An address that is this process's, and where nobody is let in yet.
+#[derive(Debug)]
+pub(crate) struct Address {
+    socket: TcpSocket,
+    address: SocketAddr,
 }
 
-/// Serves until `stop`, within the limits given.
+impl Address {
+    /// Takes the address before anything else is begun. Whoever connects is refused until [`Address::open`]: a proxy then
+    /// asks another service at once, and does not let a request wait for one that is being started.
+    pub(crate) fn take(address: SocketAddr) -> Result<Self, Failure> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+        let socket = socket.and_then(|socket| {
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            Ok(socket)
+        });
+        Ok(Self { socket: socket.map_err(|error| not_free(address, &error))?, address })
+    }
+
+    fn open(self) -> Result<TcpListener, Failure> {
+        let Self { socket, address } = self;
+        socket.listen(BACKLOG).map_err(|error| not_free(address, &error))
+    }
+}
+
+fn not_free(address: SocketAddr, error: &std::io::Error) -> Failure {
+    Failure::Configuration(format!(
+        "TIDEMARK_LISTEN (--listen): cannot listen on {address}: {error}; a free address of this machine is expected"
+    ))
+}
+
+/// Lets clients in, says so, and serves until `stop`, within the limits given.
 pub(crate) async fn serve_until(
-    listener: TcpListener,
+    address: Address,
     router: Router,
     options: &ServeOptions,
+    says: &str,
     stop: CancellationToken,
 ) -> Result<(), Failure> {
     let limits = Limits {
@@ -61,6 +86,8 @@ pub(crate) async fn serve_until(
     let sweeping = tokio::spawn(front.rates.clone().keep_small(stop.clone()));
     let door = Door { proxies: front.proxies.clone(), tls: options.front.tls()? };
     let following = door.tls.clone().map(|tls| tokio::spawn(tls.follow(stop.clone())));
+    let listener = address.open()?;
+    tracing::info!("{says} on http://{}", options.listen);
     let served = serve(listener, finish(router, &limits, front), limits, door, stop).await;
     join(sweeping).await;
     if let Some(following) = following {

@@ -9,13 +9,12 @@ use tidemark_events::log::{revocations, wake};
 use tidemark_projector::{Feed, INSTANCES, Supervisor};
 use tidemark_query::{QueryState, Servers};
 use tidemark_views::feed;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::UpOptions;
 use crate::database::{Database, data_dir};
 use crate::keys::TokenKeys;
-use crate::service::{Health, join, listen, router, serve_until, stop_on_signals, unless_stopped};
+use crate::service::{Address, Health, join, router, serve_until, stop_on_signals, unless_stopped};
 use crate::{Failure, accounts};
 
 /// Connections for reading the log.
@@ -32,10 +31,10 @@ pub(crate) async fn run(options: UpOptions) -> Result<(), Failure> {
     let stop = CancellationToken::new();
     stop_on_signals(&stop)?;
     data_dir(options.data.data_dir.as_deref())?;
-    let listener = listen(options.serve.listen).await?;
+    let address = Address::take(options.serve.listen)?;
     let opened = Database::open(&options.data, true);
     let Some(database) = unless_stopped(&stop, opened).await? else { return Ok(()) };
-    let served = shop(&options, listener, &database, stop).await;
+    let served = shop(&options, address, &database, stop).await;
     database.close().await?;
     tracing::info!("stopped");
     served
@@ -43,7 +42,7 @@ pub(crate) async fn run(options: UpOptions) -> Result<(), Failure> {
 
 async fn shop(
     options: &UpOptions,
-    listener: TcpListener,
+    address: Address,
     database: &Database,
     stop: CancellationToken,
 ) -> Result<(), Failure> {
@@ -120,8 +119,7 @@ async fn shop(
     let health = Health { log: log.clone(), query: Some(query.clone()), metrics, stop: stop.clone() };
     let routes = tidemark_command::routes(CommandState { writer, access, accounts })
         .merge(tidemark_query::routes(query.clone()));
-    tracing::info!("the shop is open on http://{}", options.serve.listen);
-    let served = serve_until(listener, router(routes, health), &options.serve, stop).await;
+    let served = serve_until(address, router(routes, health), &options.serve, "the shop is open", stop).await;
 
     let ended = async {
         writer_stop.cancel();
