@@ -18,7 +18,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::config::{CommandOptions, ProjectorOptions, QueryOptions, ServeOptions};
 use crate::database::{begin_on, pool, wait_for_schema};
-use crate::service::{Address, Health, join, router, serve_until, stop_on_signals, unless_stopped};
+use crate::service::{Address, Health, join, serve_until, stop_on_signals, unless_stopped};
 use crate::up::{END_WITHIN, LOG_CONNECTIONS, PROJECTOR_CONNECTIONS};
 use crate::{Failure, accounts};
 
@@ -116,13 +116,9 @@ impl Process {
         query: Option<QueryState>,
         first: impl Future<Output = ()>,
     ) -> Result<(), Failure> {
-        let health = Health {
-            log: self.log.clone(),
-            query: query.clone(),
-            metrics: self.metrics,
-            stop: self.stop.clone(),
-        };
-        let served = serve_until(self.address, router(routes, health), serve, says, self.stop).await;
+        let health =
+            Health { log: self.log.clone(), query: query.clone(), metrics: self.metrics, stop: self.stop };
+        let served = serve_until(self.address, routes, health, serve, says).await;
         let ended = async {
             first.await;
             self.parts_stop.cancel();

@@ -64,14 +64,33 @@ fn not_free(address: SocketAddr, error: &std::io::Error) -> Failure {
     ))
 }
 
+/// How long a process that is being started lets nobody in because it cannot answer from its views yet. They may be away
+/// for long, and not all that it answers needs them.
+const READY_WITHIN: Duration = Duration::from_secs(3);
+
+/// How often it looks.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+async fn until_ready(query: &QueryState) {
+    while !query.is_ready() {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
 /// Lets clients in, says so, and serves until `stop`, within the limits given.
 pub(crate) async fn serve_until(
     address: Address,
-    router: Router,
+    routes: OpenApiRouter,
+    health: Health,
     options: &ServeOptions,
     says: &str,
-    stop: CancellationToken,
 ) -> Result<(), Failure> {
+    let stop = health.stop.clone();
+    if let Some(query) = &health.query {
+        let ready = tokio::time::timeout(READY_WITHIN, until_ready(query));
+        stop.run_until_cancelled(ready).await;
+    }
+    let router = router(routes, health);
     let limits = Limits {
         requests: usize::try_from(options.max_requests).unwrap_or(usize::MAX),
         connections: usize::try_from(options.max_connections).unwrap_or(usize::MAX),
@@ -141,7 +160,7 @@ async fn in_utf8(mut response: Response) -> Response {
 }
 
 /// A process's routes with what every process answers: the API's document and page, health, metrics, problems.
-pub(crate) fn router(routes: OpenApiRouter, health: Health) -> Router {
+fn router(routes: OpenApiRouter, health: Health) -> Router {
     let (api, _) = routes.split_for_parts();
     // The page's own scripts and styles, nothing else. The hash is of the style within its logo.
     let policy = HeaderValue::from_static(

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::UpOptions;
 use crate::database::{Database, data_dir};
 use crate::keys::TokenKeys;
-use crate::service::{Address, Health, join, router, serve_until, stop_on_signals, unless_stopped};
+use crate::service::{Address, Health, join, serve_until, stop_on_signals, unless_stopped};
 use crate::{Failure, accounts};
 
 /// Connections for reading the log.
@@ -116,10 +116,10 @@ async fn shop(
     );
     parts.extend([projecting, following]);
 
-    let health = Health { log: log.clone(), query: Some(query.clone()), metrics, stop: stop.clone() };
+    let health = Health { log: log.clone(), query: Some(query.clone()), metrics, stop };
     let routes = tidemark_command::routes(CommandState { writer, access, accounts })
         .merge(tidemark_query::routes(query.clone()));
-    let served = serve_until(address, router(routes, health), &options.serve, "the shop is open", stop).await;
+    let served = serve_until(address, routes, health, &options.serve, "the shop is open").await;
 
     let ended = async {
         writer_stop.cancel();
