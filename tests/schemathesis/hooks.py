@@ -96,6 +96,8 @@ def before_call(context, case, kwargs):
     # A position that the log has not come to is waited for, and then refused.
     if POSITION.fullmatch(headers.get("Tidemark-After", "")):
         headers["Tidemark-After"] = "0"
+    if POSITION.fullmatch(str(query.get("after", ""))):
+        query["after"] = "0"
     if case.meta is None or case.meta.generation.mode != GenerationMode.POSITIVE:
         return
     # A key belongs to one intent: the same key with another body is refused.

@@ -118,6 +118,9 @@ fn meaning(name: &str, of_accounts: bool) -> Option<Value> {
         "Tidemark-After" => json!({
             "type": "string", "pattern": "^([0-9]{1,9}-)?[0-9]{1,18}$", "examples": ["1-42"]
         }),
+        "after" => json!({
+            "type": "string", "pattern": "^(([0-9]{1,9}-)?[0-9]{1,18})?$", "examples": ["1-42"]
+        }),
         "limit" => json!({ "type": "integer", "minimum": 1, "maximum": 100, "default": 20 }),
         "cursor" => json!({ "type": "string", "pattern": "^[A-Za-z0-9_-]*$" }),
         "from" => json!({ "type": "integer", "format": "int64", "minimum": 1 }),
