@@ -137,7 +137,9 @@ async fn keep(
     while !stop.is_cancelled() {
         published.report(*head.borrow());
         if let Some(position) = published.position().filter(|_| published.position() != noted)
-            && lease.note(position).await.is_ok()
+            && tokio::time::timeout_at(until.into(), lease.note(position))
+                .await
+                .is_ok_and(|noted| noted.is_ok())
         {
             noted = Some(position);
         }

@@ -4,22 +4,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::Utc;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, join_all};
 use serde_json::{Value, json};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, Executor, PgConnection};
 use tidemark_command::account::{Accounts, AccountsConfig};
-use tidemark_command::command::NewId;
-use tidemark_command::product::CreateProduct;
-use tidemark_command::testing::euros;
-use tidemark_command::value::{Name, Price, Sku};
-use tidemark_command::writer::Rendered;
-use tidemark_command::{
-    Answer, Command, CommandError, CommandState, Rejection, Request, Writer, WriterConfig,
-};
-use tidemark_events::Metadata;
+use tidemark_command::{Answer, CommandError, CommandState, Rejection, Request, Writer, WriterConfig};
 use tidemark_events::log::{Log, connect_options};
 use tidemark_http::{Access, Actor, Issuer, Role};
 use tidemark_vault::{MasterKeys, Vault};
@@ -29,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::harness::{MASTER_KEY, Postgres, SECRET, until};
+use crate::log::{new_product, request};
 
 /// What may wait, in bytes: ten units of the writer's, which each request takes whole ones of.
 const ROOM: usize = 10 * 1_024;
@@ -46,32 +38,7 @@ type Reply = Result<Answer, CommandError>;
 
 /// A request for a new product that says to take so many bytes.
 fn creation(product_id: Uuid, bytes: usize) -> Request {
-    let command = CreateProduct {
-        product_id: NewId::Fresh(product_id),
-        sku: Sku::try_from(product_id.to_string()).unwrap(),
-        name: Name::try_from("Thing".to_owned()).unwrap(),
-        description: None,
-        department: None,
-        price: Price::try_from(euros(100)).unwrap(),
-    };
-    Request {
-        commands: vec![Command::CreateProduct(command)],
-        key: None,
-        if_match: None,
-        now: Utc::now(),
-        metadata: Metadata {
-            correlation_id: Uuid::now_v7(),
-            causation_id: None,
-            actor: "test".to_owned(),
-            traceparent: None,
-            origin: None,
-        },
-        render: |outcomes| {
-            outcomes[0].is_ok().then(|| Rendered { status: 201, location: None, body: Vec::new() })
-        },
-        stop_at_rejection: false,
-        bytes,
-    }
+    Request { bytes, ..request(new_product(product_id)) }
 }
 
 /// A writer with little room, and no shop around it.

@@ -795,7 +795,7 @@ async fn read_the_topic(views: &PgPool, service: &Shop, product: &str) {
 }
 
 /// What somebody else than the publisher writes to the topic, in its form.
-fn send(producer: &BaseProducer, epoch: i32, event: &RecordedEvent) {
+pub(crate) fn send(producer: &BaseProducer, epoch: i32, event: &RecordedEvent) {
     let (key, mut time) = (event.partition_key.to_string(), record::Time::default());
     let record = BaseRecord::<str, str>::to(TOPIC)
         .key(&key)

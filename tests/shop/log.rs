@@ -21,6 +21,40 @@ use uuid::Uuid;
 
 use crate::harness::{Postgres, Shop, audit};
 
+/// A command for a product of this id, which is its SKU, too.
+pub(crate) fn new_product(product_id: Uuid) -> Command {
+    Command::CreateProduct(CreateProduct {
+        product_id: NewId::Fresh(product_id),
+        sku: Sku::try_from(product_id.to_string()).unwrap(),
+        name: Name::try_from("Thing".to_owned()).unwrap(),
+        description: None,
+        department: None,
+        price: Price::try_from(euros(100)).unwrap(),
+    })
+}
+
+/// A request of one command, for a writer with no shop around it.
+pub(crate) fn request(command: Command) -> Request {
+    Request {
+        commands: vec![command],
+        key: None,
+        if_match: None,
+        now: Utc::now(),
+        metadata: Metadata {
+            correlation_id: Uuid::now_v7(),
+            causation_id: None,
+            actor: "test".to_owned(),
+            traceparent: None,
+            origin: None,
+        },
+        render: |outcomes| {
+            outcomes[0].is_ok().then(|| Rendered { status: 201, location: None, body: Vec::new() })
+        },
+        stop_at_rejection: false,
+        bytes: 100,
+    }
+}
+
 #[tokio::test]
 async fn two_processes_share_one_log_without_conflict() {
     let postgres = Postgres::shared().await;
@@ -128,37 +162,12 @@ impl Bare {
     }
 
     async fn product(&self, product_id: Uuid) {
-        self.submit(Command::CreateProduct(CreateProduct {
-            product_id: NewId::Fresh(product_id),
-            sku: Sku::try_from(product_id.to_string()).unwrap(),
-            name: Name::try_from("Thing".to_owned()).unwrap(),
-            description: None,
-            department: None,
-            price: Price::try_from(euros(100)).unwrap(),
-        }))
-        .await;
+        self.submit(new_product(product_id)).await;
     }
 
     async fn submit(&self, command: Command) -> i64 {
-        let request = Request {
-            commands: vec![command],
-            key: None,
-            if_match: None,
-            now: Utc::now(),
-            metadata: Metadata {
-                correlation_id: Uuid::now_v7(),
-                causation_id: None,
-                actor: "test".to_owned(),
-                traceparent: None,
-                origin: None,
-            },
-            render: |outcomes| {
-                outcomes[0].is_ok().then(|| Rendered { status: 201, location: None, body: Vec::new() })
-            },
-            stop_at_rejection: false,
-            bytes: 100,
-        };
-        let answered = tokio::time::timeout(Duration::from_secs(2), self.writer.submit(request)).await;
+        let answered =
+            tokio::time::timeout(Duration::from_secs(2), self.writer.submit(request(command))).await;
         answered.expect("no append waits for anything but the log").unwrap().version
     }
 

@@ -2,13 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::producer::{BaseProducer, Producer};
 use serde_json::json;
 use sqlx::PgPool;
 use tidemark_events::RecordedEvent;
 use tidemark_events::log::{Filter, Log};
 use tidemark_events::partition::{PARTITIONS, partition_of};
-use tidemark_kafka::record;
 use tidemark_projector::find;
 use tidemark_projector::supervisor::ensure_live;
 use tidemark_views::feed::{self, Kind};
@@ -16,7 +15,7 @@ use uuid::Uuid;
 
 use crate::broker::Broker;
 use crate::harness::{Postgres, Shop, audit, until};
-use crate::kafka::{TOPIC, stands_at};
+use crate::kafka::{TOPIC, send, stands_at};
 
 /// Units of each receipt.
 const RECEIVED: i64 = 5;
@@ -43,16 +42,10 @@ async fn available(views: &PgPool, product: Uuid) -> i64 {
         .unwrap()
 }
 
-/// What somebody else than the publisher writes to the topic, in its form.
-fn send(producer: &BaseProducer, epoch: i32, events: &[RecordedEvent]) {
+/// Records of somebody else's, all of them in the topic.
+fn send_all(producer: &BaseProducer, epoch: i32, events: &[RecordedEvent]) {
     for event in events {
-        let (key, mut time) = (event.partition_key.to_string(), record::Time::default());
-        let record = BaseRecord::<str, str>::to(TOPIC)
-            .key(&key)
-            .partition(partition_of(event.partition_key).into())
-            .payload(&*event.payload)
-            .headers(record::headers(epoch, event, &mut time));
-        producer.send(record).unwrap();
+        send(producer, epoch, event);
     }
     producer.flush(Duration::from_secs(10)).unwrap();
 }
@@ -127,11 +120,11 @@ async fn what_is_parked_is_tried_again_only_with_its_own_keys_event_and_taken_aw
     };
     let (of_others, of_own) = (head.position + 1, head.position + 2);
     let producer: BaseProducer = broker.client().create().unwrap();
-    send(&producer, head.epoch, &[forged(first, of_others), forged(own, of_own)]);
+    send_all(&producer, head.epoch, &[forged(first, of_others), forged(own, of_own)]);
     until("both are parked", async || (parked().await.len() == 2).then_some(())).await;
 
     // In what is read later, so that it is not taken for a repetition.
-    send(&producer, head.epoch, &[forged(second, of_others)]);
+    send_all(&producer, head.epoch, &[forged(second, of_others)]);
     until("the view goes on behind the second of that position", async || {
         let at: i64 = sqlx::query_scalar(
             "SELECT position FROM views.checkpoints WHERE name = 'stock' AND instance = 1 AND partition = $1",
