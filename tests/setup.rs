@@ -57,6 +57,7 @@ const PACKAGES: &[Package] = &[
     package(&["openssl"], "openssl", "openssl@3", CLUSTER),
     package(&["python3"], "python3-venv", "python", &["test"]),
     package(&["chromium"], "chromium", "chromium", &["test"]),
+    package(&["pgrep"], "procps", "procps", &["test"]),
     package(&["wrk"], "wrk", "wrk", &["bench"]),
 ];
 
@@ -93,8 +94,15 @@ fn wanted(call: &str, missing: &[&str]) -> Vec<&'static Package> {
     PACKAGES.iter().filter(is_wanted).collect()
 }
 
+/// Each once: what is two packages for one system may be one for another.
 fn names(packages: &[&Package], name: fn(&Package) -> &'static str) -> String {
-    packages.iter().map(|package| name(package)).collect::<Vec<_>>().join(" ")
+    let mut names: Vec<&str> = Vec::new();
+    for package in packages {
+        if !names.contains(&name(package)) {
+            names.push(name(package));
+        }
+    }
+    names.join(" ")
 }
 
 /// What somebody on Debian is told: the exit code and the words.

@@ -194,7 +194,7 @@ impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
         if text == "*" {
             return Ok(Self(None));
         }
-        // A product's entity tag is `"<version>-<version of its stock>"`; commands go by the first.
+        // A product's entity tag is `"<version>-<version of its stock>-<digest>"`; commands go by the first.
         let tag = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
         let version = tag.and_then(|tag| tag.split('-').next()?.parse().ok());
         match version {

@@ -60,7 +60,7 @@ impl QueryState {
 
 fn ready(body: Body, number: i64, read_at: Instant) -> Ready {
     Ready {
-        etag: reply::etag_of_versions(format_args!("{}", body.tag)),
+        etag: reply::etag_of_versions(format_args!("{}", body.tag), &body.json),
         body: body.json.into(),
         owner: body.owner,
         link: None,

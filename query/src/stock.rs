@@ -70,8 +70,8 @@ async fn one(
     reply::whole(parked, after, || {
         let stock =
             stock.ok_or_else(|| Problem::new(&problem::NOT_FOUND, format!("product {id} has no stock")))?;
-        let etag = reply::etag_of_versions(format_args!("{}", stock.version));
         let json = serde_json::to_vec(&stock).expect("numbers can be written as JSON");
+        let etag = reply::etag_of_versions(format_args!("{}", stock.version), &json);
         Ok(reply::bytes(&has, json.into(), etag, Kept::Privately))
     })
 }

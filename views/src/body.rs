@@ -42,7 +42,7 @@ pub struct Body {
     pub id: Uuid,
     /// Whose order it is.
     pub owner: Option<Uuid>,
-    /// What its entity tag says, without quotes: digits and hyphens.
+    /// The versions that its entity tag begins with: digits and hyphens.
     pub tag: String,
     /// Whether events of its key are parked: it is not all there is.
     pub parked: bool,
