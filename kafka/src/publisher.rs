@@ -47,7 +47,7 @@ pub(crate) const EPOCH_KEY: &str = "epoch ";
 
 /// From one transaction to the next, unless it is full: each costs the broker and all who read the topic about the same,
 /// however many events it has.
-const PACE: Pace = Pace { longest: Duration::from_millis(50), busy: 15_000.0 };
+const PACE: Pace = Pace { longest: Duration::from_millis(100), busy: 12_000.0 };
 
 /// Events of one transaction.
 const AT_ONCE: u16 = 30_000;

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
@@ -27,6 +27,10 @@ const AT_ONCE: usize = 5_000;
 
 /// How long the thread waits for a record before it looks whether it is to end.
 const LOOK_AFTER: Duration = Duration::from_millis(100);
+
+/// How long records wait for the rest of their transaction, whose partitions come to be read one after another: each
+/// portion costs the views' database about the same, however many partitions are in it.
+const GATHER: Duration = Duration::from_millis(20);
 
 /// Portions that wait for the reader.
 const CHANNEL: usize = 4;
@@ -166,18 +170,23 @@ fn read(
         .set("queued.max.messages.kbytes", "65536")
         // A full queue is looked at again after this, by default after a second: that would be the rate of catching up.
         .set("fetch.queue.backoff.ms", "10")
-        // A fetch is answered when so much has come, or after so long: else each partition's share of a transaction is a
-        // batch of its own, and each batch costs the broker, this process and the views' database about the same.
-        .set("fetch.min.bytes", "131072")
-        .set("fetch.wait.max.ms", "20")
+        // A fetch is answered as soon as anything has come; a topic that rests is asked this seldom. Whatever else is asked
+        // of a broker waits behind the fetch, so it is not longer.
+        .set("fetch.min.bytes", "1")
+        .set("fetch.wait.max.ms", "100")
         .create_with_context(Member::default())?;
     consumer.subscribe(&[&config.topic])?;
     // What the first record of a partition must say; a partition that is not in it is not read yet.
     let mut expected = Expected::new();
     let mut portion: BTreeMap<i16, Records> = BTreeMap::new();
-    let mut count = 0;
+    let (mut count, mut begun_at) = (0, Instant::now());
     while !stop.is_cancelled() && !sender.is_closed() {
-        let polled = consumer.poll(if count == 0 { LOOK_AFTER } else { Duration::ZERO });
+        let polled = match consumer.poll(if count == 0 { LOOK_AFTER } else { Duration::ZERO }) {
+            None if count > 0 && !is_whole(&portion, expected.len()) => {
+                consumer.poll(GATHER.saturating_sub(begun_at.elapsed()))
+            }
+            polled => polled,
+        };
         let none_waits = polled.is_none();
         let assigned = consumer.context().assigned.lock().ok().and_then(|mut assigned| assigned.take());
         if let Some(partitions) = assigned {
@@ -220,6 +229,9 @@ fn read(
                         records.strays.push(Stray { offset: message.offset(), error: misfit.to_string() });
                     }
                 }
+                if count == 0 {
+                    begun_at = Instant::now();
+                }
                 count += 1;
             }
             Some(Err(error)) => return Err(error.into()),
@@ -230,6 +242,13 @@ fn read(
         }
     }
     Ok(())
+}
+
+/// Whether all of `partitions` are there up to the same position: each transaction ends with a record in each of them.
+fn is_whole(portion: &BTreeMap<i16, Records>, partitions: usize) -> bool {
+    let mut ends = portion.values().map(|records| records.to);
+    let first = ends.next().flatten();
+    portion.len() == partitions && first.is_some() && ends.all(|end| end == first)
 }
 
 /// Waits while the reader is busy: then nothing more is fetched than Kafka's own bound.
@@ -299,4 +318,28 @@ fn starts(
 /// A partition of the topic as the views count them. The topic has been checked to have no more.
 fn partition(number: i32) -> i16 {
     i16::try_from(number).unwrap_or(i16::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_portion_is_whole_when_all_partitions_stand_where_one_transaction_ended() {
+        let portion = |ends: &[(i16, Option<(i32, i64)>)]| {
+            let records = |to: Option<(i32, i64)>| Records {
+                to: to.map(|(epoch, position)| Head { epoch, position }),
+                ..Records::default()
+            };
+            ends.iter().map(|&(partition, to)| (partition, records(to))).collect::<BTreeMap<_, _>>()
+        };
+        let both = portion(&[(0, Some((1, 7))), (4, Some((1, 7)))]);
+        assert!(is_whole(&both, 2));
+        assert!(!is_whole(&both, 3), "one has not come");
+        assert!(!is_whole(&portion(&[(0, Some((1, 7))), (4, Some((1, 9)))]), 2), "one has come further");
+        assert!(!is_whole(&portion(&[(0, Some((1, 7))), (4, Some((2, 7)))]), 2), "one is of another epoch");
+        assert!(!is_whole(&portion(&[(0, Some((1, 7))), (4, None)]), 2), "one has strays alone");
+        assert!(!is_whole(&portion(&[(0, None), (4, None)]), 2), "there are strays alone");
+        assert!(!is_whole(&portion(&[]), 0), "there is nothing");
+    }
 }
