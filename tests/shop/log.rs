@@ -33,6 +33,17 @@ pub(crate) fn new_product(product_id: Uuid) -> Command {
     })
 }
 
+/// Of events that come from no request.
+pub(crate) fn metadata() -> Metadata {
+    Metadata {
+        correlation_id: Uuid::now_v7(),
+        causation_id: None,
+        actor: "test".to_owned(),
+        traceparent: None,
+        origin: None,
+    }
+}
+
 /// A request of one command, for a writer with no shop around it.
 pub(crate) fn request(command: Command) -> Request {
     Request {
@@ -40,13 +51,7 @@ pub(crate) fn request(command: Command) -> Request {
         key: None,
         if_match: None,
         now: Utc::now(),
-        metadata: Metadata {
-            correlation_id: Uuid::now_v7(),
-            causation_id: None,
-            actor: "test".to_owned(),
-            traceparent: None,
-            origin: None,
-        },
+        metadata: metadata(),
         render: |outcomes| {
             outcomes[0].is_ok().then(|| Rendered { status: 201, location: None, body: Vec::new() })
         },

@@ -34,16 +34,6 @@ async fn behind_a_proxy() -> (Arc<Postgres>, Proxy, Shop, String) {
     (postgres, proxy, shop, product)
 }
 
-fn by_the_test() -> Metadata {
-    Metadata {
-        correlation_id: Uuid::now_v7(),
-        causation_id: None,
-        actor: "test".to_owned(),
-        traceparent: None,
-        origin: None,
-    }
-}
-
 /// The second event of a product's stock.
 fn received<'a>(product_id: Uuid, fact: &'a Fact, metadata: &'a Metadata) -> NewEvent<'a> {
     NewEvent {
@@ -121,7 +111,11 @@ async fn an_append_that_arrives_when_it_has_been_given_up_writes_nothing() {
     let mut batch = Batch::at(locked.head());
     locked.release().await.unwrap();
     batch
-        .push(&received(product_id, &StockReceived { product_id, quantity: 4 }.into(), &by_the_test()))
+        .push(&received(
+            product_id,
+            &StockReceived { product_id, quantity: 4 }.into(),
+            &crate::log::metadata(),
+        ))
         .unwrap();
     let mut locked = settling.lock().await.unwrap();
     assert!(!locked.settle(batch.mark().unwrap()).await.unwrap(), "it is not there");
@@ -198,7 +192,7 @@ async fn who_comes_behind_a_commit_that_does_not_come_about_is_told_what_is_so_a
     let mut locked = other.lock().await.unwrap();
     let received = async {
         let mut batch = Batch::at(locked.head());
-        let (fact, metadata) = (StockReceived { product_id, quantity: 4 }.into(), by_the_test());
+        let (fact, metadata) = (StockReceived { product_id, quantity: 4 }.into(), crate::log::metadata());
         let event = received(product_id, &fact, &metadata);
         batch.push(&event).unwrap();
         locked.append(&batch).await.unwrap();

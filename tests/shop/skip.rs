@@ -355,13 +355,7 @@ async fn no_reader_skips_an_event() {
             version: 0,
             last: 0,
             partitions: partitions::Partitions::default(),
-            metadata: Metadata {
-                correlation_id: Uuid::now_v7(),
-                causation_id: None,
-                actor: "test".to_owned(),
-                traceparent: None,
-                origin: None,
-            },
+            metadata: crate::log::metadata(),
         };
         writers.spawn(writer.run());
     }
