@@ -3,12 +3,13 @@
 //! The tag of an encoded body is the plain one's with the encoding behind it: `"3-4"` becomes `"3-4-gzip"`. It stays
 //! a strong tag, so that `If-Match` takes it.
 
+use std::convert::Infallible;
+
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::middleware::Next;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
-use tower::{Layer, ServiceExt};
+use tower::{Layer, Service, ServiceExt};
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
 
@@ -25,18 +26,27 @@ fn worth_it() -> impl Predicate {
         .and(NotForContentType::const_new("application/problem+json"))
 }
 
-/// Answers a request, encoded as it accepts. A request that says nothing about it does not pass the layer at all.
-pub(crate) async fn answer(request: Request, next: Next) -> Response {
-    if !request.headers().contains_key(header::ACCEPT_ENCODING) {
-        let mut response = next.run(request).await;
-        if worth_it().should_compress(&response) {
-            response.headers_mut().append(header::VARY, HeaderValue::from_static("accept-encoding"));
-        }
-        return response;
+/// Whether a request says anything about encodings. If not, it need not pass [`encoded`].
+pub(crate) fn is_asked_for(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::ACCEPT_ENCODING)
+}
+
+/// An answer to who said nothing about encodings.
+pub(crate) fn plain(mut response: Response) -> Response {
+    if worth_it().should_compress(&response) {
+        response.headers_mut().append(header::VARY, HeaderValue::from_static("accept-encoding"));
     }
+    response
+}
+
+/// Has a request answered, encoded as it accepts.
+pub(crate) async fn encoded<S>(handler: S, request: Request) -> Response
+where
+    S: Service<Request, Response = Response, Error = Infallible>,
+{
     // Where no encoding is accepted, not even none, the layer makes 406 of the status. But what a command has done is
     // done: who asks for the impossible is answered in plain.
-    let answered = next.map_response(|mut response: Response| {
+    let answered = handler.map_response(|mut response: Response| {
         let status = response.status();
         response.extensions_mut().insert(status);
         response

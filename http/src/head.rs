@@ -2,18 +2,32 @@
 //!
 //! hyper asks for a timer for each head that it waits for, and drops it when the head is there. Here they share one of
 //! the runtime's for as long as the connection lives: that is set once, and set anew only when it has run out before its
-//! time has come, which is as seldom as the time-out is long.
+//! time has come, which is as seldom as the time-out is long. Nor is it asked again by who is known to it.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use hyper::rt::{Sleep, Timer};
 
 /// The timer of one connection.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct HeadTimer(Arc<Mutex<Option<Pin<Box<tokio::time::Sleep>>>>>);
+pub(crate) struct HeadTimer(Arc<Mutex<Option<Shared>>>);
+
+/// The runtime's timer, and whom it wakes.
+#[derive(Debug)]
+struct Shared {
+    sleep: Pin<Box<tokio::time::Sleep>>,
+    waker: Waker,
+}
+
+impl Shared {
+    /// Whether it will wake this waker, no later than at this deadline.
+    fn will_wake(&self, waker: &Waker, deadline: tokio::time::Instant) -> bool {
+        self.sleep.deadline() <= deadline && self.waker.will_wake(waker) && !self.sleep.is_elapsed()
+    }
+}
 
 impl Timer for HeadTimer {
     fn sleep(&self, duration: Duration) -> Pin<Box<dyn Sleep>> {
@@ -40,16 +54,23 @@ impl Future for Waiting {
         let deadline = self.deadline.into();
         // A poisoned lock holds a timer all the same.
         let mut shared = self.timer.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let shared = shared.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-        if shared.deadline() > deadline {
-            shared.as_mut().reset(deadline);
+        if shared.as_ref().is_some_and(|shared| shared.will_wake(context.waker(), deadline)) {
+            return Poll::Pending;
         }
-        while shared.as_mut().poll(context).is_ready() {
-            if shared.deadline() >= deadline {
+        let shared = shared.get_or_insert_with(|| Shared {
+            sleep: Box::pin(tokio::time::sleep_until(deadline)),
+            waker: context.waker().clone(),
+        });
+        shared.waker.clone_from(context.waker());
+        if shared.sleep.deadline() > deadline {
+            shared.sleep.as_mut().reset(deadline);
+        }
+        while shared.sleep.as_mut().poll(context).is_ready() {
+            if shared.sleep.deadline() >= deadline {
                 return Poll::Ready(());
             }
             // It was set for a head before this one.
-            shared.as_mut().reset(deadline);
+            shared.sleep.as_mut().reset(deadline);
         }
         Poll::Pending
     }

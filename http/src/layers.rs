@@ -1,28 +1,29 @@
 //! What every request passes on its way in and out: a bound on how many there are, a time-out, security headers,
 //! figures, compression, and an answer even when a handler panics.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
-use std::panic::AssertUnwindSafe;
-use std::pin::pin;
-use std::sync::Arc;
+use std::convert::Infallible;
+use std::num::NonZeroU32;
+use std::panic::{self, AssertUnwindSafe};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::Poll;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, HttpBody};
-use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
-use axum::middleware::{self, Next};
+use axum::extract::{MatchedPath, Request};
+use axum::http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, header};
 use axum::response::{IntoResponse, Response};
-use futures_util::{FutureExt, poll};
+use futures_util::future::BoxFuture;
 use metrics::{Counter, Histogram};
 use tokio::sync::Semaphore;
+use tokio::time::Sleep;
+use tower::{Layer, Service};
 
 use crate::client::{Charged, Client};
 use crate::front::Front;
-use crate::limits::Class;
+use crate::limits::{Class, Standing};
 use crate::pace::{Pace, Paced};
 use crate::problem::{self, Problem};
 use crate::{client, compression, limits};
@@ -80,23 +81,14 @@ struct Gate {
     front: Front,
 }
 
-/// A request at work, until it is dropped.
-struct Place<'a>(&'a AtomicUsize);
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl Gate {
-    /// A place for a request, if there is room for one of its worth.
-    fn place(&self, worth: Worth) -> Option<Place<'_>> {
+    /// Takes a place for a request, if there is room for one of its worth.
+    fn take_place(&self, worth: Worth) -> bool {
         let room = worth.room(self.requests);
         let taken = self.at_work.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |at_work| {
             (at_work < room).then_some(at_work + 1)
         });
-        taken.is_ok().then(|| Place(&self.at_work))
+        taken.is_ok()
     }
 }
 
@@ -120,7 +112,8 @@ pub fn finish(router: Router, limits: &Limits, front: Front) -> Router {
         Some(origins) => router.layer(origins),
         None => router,
     };
-    router.layer(middleware::from_fn_with_state(gate, pass))
+    // Handlers without a state are made into services once, and not for each request.
+    router.with_state(()).layer(Around(gate))
 }
 
 /// The part of all requests at work whose bodies may still be on their way.
@@ -159,81 +152,221 @@ impl Worth {
     }
 }
 
-async fn pass(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
-    let started = Instant::now();
-    let method = method_index(request.method());
-    let path = request.extensions().get::<MatchedPath>().cloned();
-    let route = path.as_ref().map_or("unmatched", MatchedPath::as_str);
-    let address = gate.front.proxies.client(client::peer(request.extensions()), request.headers());
-    let class = Class::of(request.method(), route);
-    let worth = Worth::of(class, request.headers());
-    let charged =
-        class.and_then(|class| Some((class, gate.front.rates.charge(class, address, limits::cost(route))?)));
-    let origin = request.headers().get(header::ORIGIN).cloned();
-    let mut response = match charged {
-        _ if let Some(problem) = misdirected(&gate.front, worth, &request) => problem.into_response(),
-        Some((_, Err(refusal))) => refusal.refused().into_response(),
-        charged => {
-            // Reads are charged here alone, and are what there is most of.
-            let more = (class != Some(Class::Reads)).then(Charged::default);
-            if let Some(more) = &more {
-                let client = Client::new(address, gate.front.rates.clone(), more.clone());
-                request.extensions_mut().insert(client);
-            }
-            let mut response = answer(&gate, worth, request, next).await;
-            if let Some((class, Ok(standing))) = charged
-                // Reads are answered too often to be told each time what hardly anybody comes near to.
-                && !(class == Class::Reads && standing.is_comfortable())
-            {
-                standing.tell(response.headers_mut());
-            }
-            if let Some(more) = more {
-                more.tell(response.headers_mut());
-            }
-            response
-        }
-    };
-    let headers = response.headers_mut();
-    headers.reserve(HEADERS.saturating_sub(headers.len()));
-    for (name, value) in &SECURITY {
-        headers.entry(name).or_insert_with(|| value.clone());
+/// The layer.
+#[derive(Clone)]
+struct Around(Arc<Gate>);
+
+impl<S> Layer<S> for Around {
+    type Service = Passage<S>;
+
+    fn layer(&self, inner: S) -> Passage<S> {
+        Passage { way: Arc::new(Way { gate: Arc::clone(&self.0), known: OnceLock::new() }), inner }
     }
-    if headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/html")) {
-        headers.extend(OF_PAGES.iter().cloned());
-    }
-    if gate.front.secure {
-        headers.insert(header::STRICT_TRANSPORT_SECURITY, HSTS);
-    }
-    if origin.is_some() && !headers.contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN) {
-        gate.front.origins.tell(origin, headers);
-    }
-    record(route, method, response.status().as_u16(), started);
-    response
 }
 
-/// The answer to a request that may come, within the bounds of how many there are and how long it takes.
-async fn answer(gate: &Gate, worth: Worth, request: Request, next: Next) -> Response {
-    let place = gate.place(worth);
-    if place.is_none() && worth != Worth::Health {
-        return shed(worth);
+/// A handler with the layer around it. A service of our own, and no middleware of axum's: that would clone the handler
+/// and box the request's way through it twice more, a fifth of what all of this costs a read.
+#[derive(Clone)]
+struct Passage<S> {
+    way: Arc<Way>,
+    inner: S,
+}
+
+/// What is in front of one handler.
+struct Way {
+    gate: Arc<Gate>,
+    known: OnceLock<Known>,
+}
+
+/// What is known of a handler since its first request.
+struct Known {
+    /// The route, like `/v1/products/{id}`.
+    route: Box<str>,
+    cost: NonZeroU32,
+    figures: [OnceLock<Figures>; METHODS.len()],
+}
+
+impl Way {
+    fn known(&self, extensions: &Extensions) -> &Known {
+        self.known.get_or_init(|| {
+            let route = extensions.get::<MatchedPath>().map_or(UNMATCHED, MatchedPath::as_str);
+            Known { route: route.into(), cost: limits::cost(route), figures: Default::default() }
+        })
     }
-    let request = if request.body().is_end_stream() {
-        request
-    } else {
-        request.map(|body| Body::new(Paced::new(body, gate.pace, Arc::clone(&gate.bodies))))
-    };
-    let mut answer = pin!(AssertUnwindSafe(compression::answer(request, next)).catch_unwind());
-    // What a cache answers is there at once, and needs no timer.
-    let answered = match poll!(&mut answer) {
-        Poll::Ready(answer) => Ok(answer),
-        Poll::Pending => tokio::time::timeout(gate.answer_within, answer).await,
-    };
-    match answered {
-        Ok(Ok(response)) => response,
-        Ok(Err(_panic)) => Problem::new(&problem::INTERNAL, "a fault of the service").into_response(),
-        Err(_elapsed) => Problem::new(&problem::UNAVAILABLE, "the answer took too long")
-            .with_retry_after(1)
-            .into_response(),
+}
+
+impl<S> Service<Request> for Passage<S>
+where
+    S: Service<Request, Response = Response, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + Unpin,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Passing<S::Future>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request) -> Passing<S::Future> {
+        let started = Instant::now();
+        let gate = &self.way.gate;
+        let known = self.way.known(request.extensions());
+        let address = gate.front.proxies.client(client::peer(request.extensions()), request.headers());
+        let class = Class::of(request.method(), &known.route);
+        let worth = Worth::of(class, request.headers());
+        let mut passing = Passing {
+            way: Arc::clone(&self.way),
+            started,
+            method: method_index(request.method()),
+            origin: request.headers().get(header::ORIGIN).cloned(),
+            standing: None,
+            more: None,
+            has_place: false,
+            answer: Answer::Gone,
+            timer: None,
+        };
+        let charged = class.map_or(Ok(None), |class| gate.front.rates.charge(class, address, known.cost));
+        if let Some(problem) = misdirected(&gate.front, worth, &request) {
+            return passing.refused(problem.into_response());
+        }
+        match charged {
+            Ok(standing) => passing.standing = standing,
+            Err(refusal) => return passing.refused(refusal.refused().into_response()),
+        }
+        // Reads are charged here alone, and are what there is most of.
+        if class != Some(Class::Reads) {
+            let more = Charged::default();
+            let client = Client::new(address, gate.front.rates.clone(), more.clone());
+            request.extensions_mut().insert(client);
+            passing.more = Some(more);
+        }
+        passing.has_place = gate.take_place(worth);
+        if !passing.has_place && worth != Worth::Health {
+            return passing.refused(shed(worth));
+        }
+        if !request.body().is_end_stream() {
+            request = request.map(|body| Body::new(Paced::new(body, gate.pace, Arc::clone(&gate.bodies))));
+        }
+        passing.answer = if compression::is_asked_for(request.headers()) {
+            Answer::Encoded(Box::pin(compression::encoded(self.inner.clone(), request)))
+        } else {
+            Answer::Plain(self.inner.call(request))
+        };
+        passing
+    }
+}
+
+/// A request on its way to its answer, within the bounds of how many there are and how long it takes.
+struct Passing<F> {
+    way: Arc<Way>,
+    started: Instant,
+    method: usize,
+    origin: Option<HeaderValue>,
+    /// Where the client stands, if the answer has to tell.
+    standing: Option<Standing>,
+    more: Option<Charged>,
+    has_place: bool,
+    answer: Answer<F>,
+    /// Set when the answer is not there at once, as it is when a cache has it.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// Where an answer comes from.
+enum Answer<F> {
+    /// Nobody had to be asked.
+    There(Response),
+    /// The handler, for a client that takes it as it is.
+    Plain(F),
+    /// The handler, through the layer that compresses.
+    Encoded(BoxFuture<'static, Response>),
+    /// It has been given.
+    Gone,
+}
+
+impl<F: Future<Output = Result<Response, Infallible>> + Unpin> Answer<F> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Response> {
+        match self {
+            Self::Plain(answer) => {
+                let Ok(response) = ready!(Pin::new(answer).poll(context));
+                Poll::Ready(compression::plain(response))
+            }
+            Self::Encoded(answer) => answer.as_mut().poll(context),
+            Self::There(_) | Self::Gone => match std::mem::replace(self, Self::Gone) {
+                Self::There(response) => Poll::Ready(response),
+                _ => Poll::Pending,
+            },
+        }
+    }
+}
+
+impl<F> Passing<F> {
+    fn refused(mut self, response: Response) -> Self {
+        self.answer = Answer::There(response);
+        self
+    }
+
+    fn leave_place(&mut self) {
+        if std::mem::take(&mut self.has_place) {
+            self.way.gate.at_work.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// What every answer gets.
+    fn finish(&mut self, response: &mut Response) {
+        let status = response.status().as_u16();
+        let (front, headers) = (&self.way.gate.front, response.headers_mut());
+        if let Some(standing) = &self.standing {
+            standing.tell(headers);
+        }
+        if let Some(more) = &self.more {
+            more.tell(headers);
+        }
+        headers.reserve(HEADERS.saturating_sub(headers.len()));
+        for (name, value) in &SECURITY {
+            headers.entry(name).or_insert_with(|| value.clone());
+        }
+        if headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/html")) {
+            headers.extend(OF_PAGES.iter().cloned());
+        }
+        if front.secure {
+            headers.insert(header::STRICT_TRANSPORT_SECURITY, HSTS);
+        }
+        if self.origin.is_some() && !headers.contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN) {
+            front.origins.tell(self.origin.take(), headers);
+        }
+        if let Some(known) = self.way.known.get() {
+            known.record(self.method, status, self.started);
+        }
+    }
+}
+
+impl<F: Future<Output = Result<Response, Infallible>> + Unpin> Future for Passing<F> {
+    type Output = Result<Response, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let polled = panic::catch_unwind(AssertUnwindSafe(|| this.answer.poll(context)));
+        let mut response = match polled {
+            Ok(Poll::Ready(response)) => response,
+            Ok(Poll::Pending) => {
+                let within = this.way.gate.answer_within;
+                let timer = this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(within)));
+                ready!(timer.as_mut().poll(context));
+                let problem = Problem::new(&problem::UNAVAILABLE, "the answer took too long");
+                problem.with_retry_after(1).into_response()
+            }
+            Err(_panic) => Problem::new(&problem::INTERNAL, "a fault of the service").into_response(),
+        };
+        this.leave_place();
+        this.finish(&mut response);
+        Poll::Ready(Ok(response))
+    }
+}
+
+impl<F> Drop for Passing<F> {
+    fn drop(&mut self) {
+        self.leave_place();
     }
 }
 
@@ -279,14 +412,17 @@ static OF_PAGES: [(HeaderName, HeaderValue); 3] = [
     (HeaderName::from_static("cross-origin-opener-policy"), HeaderValue::from_static("same-origin")),
 ];
 
-/// Places for headers that an answer is given at once, so that it does not grow step by step.
-const HEADERS: usize = 12;
+/// Places for headers that an answer is made with, those of the layer included, so that it does not grow step by step.
+pub const HEADERS: usize = 8;
 
 /// Two years, for all names below, and in the lists that browsers bring along.
 const HSTS: HeaderValue = HeaderValue::from_static("max-age=63072000; includeSubDomains; preload");
 
 const METHODS: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OTHER"];
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// The route of requests that no handler is for.
+const UNMATCHED: &str = "unmatched";
 
 fn method_index(method: &Method) -> usize {
     METHODS.iter().position(|name| *name == method.as_str()).unwrap_or(METHODS.len() - 1)
@@ -297,31 +433,102 @@ struct Figures {
     answers: [Counter; CLASSES.len()],
 }
 
-thread_local! {
-    /// Handles by route and method, looked up once per thread: labels are written once, not per request.
-    static FIGURES: RefCell<HashMap<String, [Option<Figures>; METHODS.len()]>> = RefCell::default();
-}
-
-fn record(path: &str, method: usize, status: u16, started: Instant) {
-    let elapsed = started.elapsed().as_secs_f64();
-    FIGURES.with_borrow_mut(|routes| {
-        let methods = match routes.get_mut(path) {
-            Some(methods) => methods,
-            None => routes.entry(path.to_owned()).or_default(),
-        };
-        let figures = methods[method].get_or_insert_with(|| Figures {
-            seconds: metrics::histogram!(
-                "tidemark_http_request_seconds", "route" => path.to_owned(), "method" => METHODS[method]
-            ),
-            answers: CLASSES.map(|class| {
+impl Known {
+    fn record(&self, method: usize, status: u16, started: Instant) {
+        let figures = self.figures[method].get_or_init(|| {
+            let (route, method) = (self.route.to_string(), METHODS[method]);
+            let answers = CLASSES.map(|class| {
                 metrics::counter!(
                     "tidemark_http_requests_total",
-                    "route" => path.to_owned(), "method" => METHODS[method], "status" => class
+                    "route" => route.clone(), "method" => method, "status" => class
                 )
-            }),
+            });
+            let seconds =
+                metrics::histogram!("tidemark_http_request_seconds", "route" => route, "method" => method);
+            Figures { seconds, answers }
         });
-        figures.seconds.record(elapsed);
+        figures.seconds.record(started.elapsed().as_secs_f64());
         let class = usize::from(status / 100).clamp(1, CLASSES.len()) - 1;
         figures.answers[class].increment(1);
-    });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::StatusCode;
+    use axum::routing::get;
+    use futures_util::poll;
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::limits::{RateLimits, Rates};
+
+    /// Answers, panics, and never answers; one read at once.
+    fn router() -> Router {
+        let router = Router::new()
+            .route("/answer", get(async || "an answer".repeat(500)))
+            .route("/panic", get(async || -> String { panic!("on purpose") }))
+            .route("/never", get(async || std::future::pending::<String>().await));
+        let limits = Limits { requests: 1, answer_within: Duration::from_millis(50), ..Limits::default() };
+        let front = Front {
+            rates: RateLimits::new(Rates::default(), None),
+            proxies: crate::Proxies::default(),
+            hosts: None,
+            origins: crate::Origins::default(),
+            secure: false,
+        };
+        finish(router, &limits, front)
+    }
+
+    async fn ask(router: &Router, path: &str, encodings: Option<&str>) -> Response {
+        let mut request = Request::builder().uri(path);
+        if let Some(encodings) = encodings {
+            request = request.header(header::ACCEPT_ENCODING, encodings);
+        }
+        router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap()
+    }
+
+    async fn status(router: &Router, path: &str, encodings: Option<&str>) -> StatusCode {
+        let response = ask(router, path, encodings).await;
+        assert_eq!(response.headers()[header::X_CONTENT_TYPE_OPTIONS], "nosniff", "{path}");
+        response.status()
+    }
+
+    #[tokio::test]
+    async fn whatever_a_handler_does_there_is_an_answer_and_room_for_the_next() {
+        let router = router();
+        for encodings in [None, Some("gzip")] {
+            for (path, expected) in [
+                ("/answer", StatusCode::OK),
+                ("/panic", StatusCode::INTERNAL_SERVER_ERROR),
+                ("/never", StatusCode::SERVICE_UNAVAILABLE),
+                ("/none", StatusCode::NOT_FOUND),
+            ] {
+                assert_eq!(status(&router, path, encodings).await, expected, "{path} {encodings:?}");
+                assert_eq!(status(&router, "/answer", encodings).await, StatusCode::OK, "after {path}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_keeps_its_place_until_it_is_given_up() {
+        let router = router();
+        let mut waiting = Box::pin(ask(&router, "/never", None));
+        assert!(poll!(&mut waiting).is_pending());
+        let refused = ask(&router, "/answer", None).await;
+        assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(refused.headers()[header::RETRY_AFTER], "1");
+        drop(waiting);
+        assert_eq!(status(&router, "/answer", None).await, StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn who_asks_for_an_encoding_gets_it_and_others_are_told_that_it_matters() {
+        let router = router();
+        let encoded = ask(&router, "/answer", Some("gzip")).await;
+        assert_eq!(encoded.headers()[header::CONTENT_ENCODING], "gzip");
+        let plain = ask(&router, "/answer", None).await;
+        assert!(!plain.headers().contains_key(header::CONTENT_ENCODING));
+        assert_eq!(plain.headers()[header::VARY], "accept-encoding");
+    }
 }

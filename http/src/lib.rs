@@ -38,7 +38,7 @@ pub use client::{Client, Proxies};
 pub use email::Email;
 pub use extract::{Flow, IdempotencyKey, IfMatch, Json, OptionalJson, PathId};
 pub use front::{Front, Hosts, Origins};
-pub use layers::{Limits, finish};
+pub use layers::{HEADERS, Limits, finish};
 pub use limits::{Class, RateLimits, Rates, Standing};
 pub use problem::{Problem, ProblemKind};
 pub use server::{Door, serve};

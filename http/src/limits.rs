@@ -238,17 +238,22 @@ impl Limit {
         })
     }
 
-    /// Takes `cost` from a key's count in this process.
-    fn take(self: &Arc<Self>, key: u128, cost: NonZeroU32) -> Result<Standing, Standing> {
+    /// Takes `cost` from a key's count in this process. Answers what is left, or the time to wait.
+    fn take(&self, key: u128, cost: NonZeroU32) -> Result<u32, Duration> {
         let crowded = self.crowded.load(Ordering::Relaxed);
         let key = if crowded { u128::from(self.fold.hash_one(key) % FOLDED) } else { key };
         // What costs more than the whole burst takes all of it.
         let cost = cost.min(self.rate.burst);
         match self.counts.check_key_n(&key, cost) {
-            Ok(Ok(state)) => Ok(self.standing(state.remaining_burst_capacity(), Duration::ZERO)),
-            Ok(Err(not_until)) => Err(self.refusal(not_until.wait_time_from(MonotonicClock.now()))),
-            Err(_) => Err(self.refusal(self.rate.window)),
+            Ok(Ok(state)) => Ok(state.remaining_burst_capacity()),
+            Ok(Err(not_until)) => Err(not_until.wait_time_from(MonotonicClock.now())),
+            Err(_) => Err(self.rate.window),
         }
+    }
+
+    /// Whether more than half of the burst is left.
+    fn is_comfortable(&self, remaining: u32) -> bool {
+        remaining > self.rate.burst.get() / 2
     }
 
     fn standing(self: &Arc<Self>, remaining: u32, wait: Duration) -> Standing {
@@ -309,7 +314,7 @@ impl Standing {
 
     /// Whether more than half of the burst is left: then an answer that is made often need not tell.
     pub(crate) fn is_comfortable(&self) -> bool {
-        self.remaining > self.limit.rate.burst.get() / 2
+        self.limit.is_comfortable(self.remaining)
     }
 
     /// Adds the headers that tell.
@@ -378,14 +383,21 @@ impl RateLimits {
         }
     }
 
-    /// Charges an address in this process alone; `None` where the class has no limit.
+    /// Charges an address in this process alone; `None` where the class has no limit, and for reads where more than half
+    /// of the burst is left: they are answered too often to be told each time what hardly anybody comes near to.
+    ///
+    /// # Errors
+    /// Where the address stands, if this was too much.
     pub(crate) fn charge(
         &self,
         class: Class,
         address: IpAddr,
         cost: NonZeroU32,
-    ) -> Option<Result<Standing, Standing>> {
-        Some(self.0.limits[class as usize].as_ref()?.take(of_address(address), cost))
+    ) -> Result<Option<Standing>, Standing> {
+        let Some(limit) = &self.0.limits[class as usize] else { return Ok(None) };
+        let left = limit.take(of_address(address), cost).map_err(|wait| limit.refusal(wait))?;
+        let is_told = class != Class::Reads || !limit.is_comfortable(left);
+        Ok(is_told.then(|| limit.standing(left, Duration::ZERO)))
     }
 
     /// Charges an account; `None` where the class has no limit.
@@ -415,7 +427,10 @@ impl RateLimits {
 
     async fn check_hashed(&self, class: Class, key: u128) -> Result<Option<Standing>, Problem> {
         let Some(limit) = &self.0.limits[class as usize] else { return Ok(None) };
-        let here = limit.take(key, NonZeroU32::MIN).map_err(Standing::refused)?;
+        let here = match limit.take(key, NonZeroU32::MIN) {
+            Ok(left) => limit.standing(left, Duration::ZERO),
+            Err(wait) => return Err(limit.refusal(wait).refused()),
+        };
         let Some(shared) = self.0.shared.as_ref().filter(|_| limit.shared) else { return Ok(Some(here)) };
         match shared.take(limit, key).await {
             Some(Ok(everywhere)) if everywhere.remaining < here.remaining => Ok(Some(everywhere)),
@@ -610,9 +625,10 @@ mod tests {
     fn costs_count_and_what_costs_too_much_takes_all() {
         let limits = limits("reads=1/m:150");
         let address = "192.0.2.1".parse().unwrap();
-        let charge = |path| limits.charge(Class::Reads, address, cost(path)).unwrap();
-        assert_eq!(charge("/v1/events").unwrap().remaining(), 50);
-        assert_eq!(charge("/v1/products").unwrap().remaining(), 49);
+        let charge = |path| limits.charge(Class::Reads, address, cost(path));
+        assert!(charge("/v1/products").unwrap().is_none(), "not told while there is much left");
+        assert_eq!(charge("/v1/events").unwrap().unwrap().remaining(), 49);
+        assert_eq!(charge("/v1/products").unwrap().unwrap().remaining(), 48);
         assert!(charge("/v1/events").is_err());
         let few = self::limits("reads=1/m:3");
         assert_eq!(few.charge(Class::Reads, address, cost("/v1/events")).unwrap().unwrap().remaining(), 0);
@@ -624,7 +640,7 @@ mod tests {
         let address = |n: u32| IpAddr::from(n.to_be_bytes());
         let of = |class: Class| limits.0.limits[class as usize].clone().unwrap();
         for n in 0..1_000 {
-            limits.charge(Class::Reads, address(n), NonZeroU32::MIN);
+            limits.charge(Class::Reads, address(n), NonZeroU32::MIN).ok();
         }
         std::thread::sleep(Duration::from_millis(50));
         of(Class::Reads).sweep();
@@ -632,11 +648,11 @@ mod tests {
 
         let most = u32::try_from(MAX_KEYS).unwrap();
         for n in 0..=most {
-            limits.charge(Class::Commands, address(n), NonZeroU32::MIN);
+            limits.charge(Class::Commands, address(n), NonZeroU32::MIN).ok();
         }
         of(Class::Commands).sweep();
         for n in 0..300_000 {
-            limits.charge(Class::Commands, address(most + 1 + n), NonZeroU32::MIN);
+            limits.charge(Class::Commands, address(most + 1 + n), NonZeroU32::MIN).ok();
         }
         assert!(of(Class::Commands).counts.len() <= MAX_KEYS + 1 + FOLDED as usize);
     }

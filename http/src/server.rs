@@ -3,6 +3,7 @@
 //! `axum::serve` cannot set hyper's header time-out (it is off without a timer), so connections are served with
 //! hyper directly.
 
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
@@ -93,12 +94,13 @@ pub async fn serve(
         let Some(permit) = room(&space, &connections, &stop).await else { break };
         stream.set_nodelay(true).ok();
         let (doing, id) = (Arc::clone(&place.doing), place.id);
-        let router = router.clone();
+        // Of this connection alone, which asks for one answer at a time.
+        let router = RefCell::new(router.clone());
         let service = service_fn(move |mut request: Request<Incoming>| {
             doing.busy();
             request.extensions_mut().insert(Peer(peer));
             // A router is always ready.
-            let answer = router.clone().call(request);
+            let answer = router.borrow_mut().call(request);
             let doing = Arc::clone(&doing);
             async move {
                 let answer = answer.await;

@@ -183,6 +183,18 @@ impl Cache {
             figures().hit.increment(1);
             return Ok(Some(ready));
         }
+        // Apart, so that a request that finds its body here is not as large as one that reads it.
+        Box::pin(self.read(key, trusted, late, load)).await
+    }
+
+    /// The body of a key that is not in memory.
+    async fn read<E>(
+        &self,
+        key: Key,
+        trusted: bool,
+        late: impl FnOnce() -> E,
+        load: impl AsyncFnOnce() -> Result<Option<Ready>, E>,
+    ) -> Result<Option<Arc<Ready>>, E> {
         let asked_at = Instant::now();
         loop {
             match self.bodies.get_value_or_guard_async(&key).await {

@@ -6,8 +6,9 @@ use aws_lc_rs::digest;
 use axum::body::Bytes;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use tidemark_http::HEADERS;
 use tidemark_http::compression::plain_tag;
 use tidemark_http::problem::{self, Problem};
 
@@ -89,6 +90,7 @@ pub(crate) fn bytes(asked: &IfNoneMatch, body: Bytes, etag: HeaderValue, kept: K
         Some(had) => (StatusCode::NOT_MODIFIED.into_response(), had),
         None => {
             let mut response = Response::new(axum::body::Body::from(body));
+            *response.headers_mut() = HeaderMap::with_capacity(HEADERS);
             response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
             (response, etag)
         }
