@@ -21,6 +21,7 @@ pub mod compression;
 mod connections;
 pub mod email;
 pub mod extract;
+mod first_head;
 pub mod front;
 mod head;
 pub mod layers;

@@ -8,12 +8,14 @@ use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::HttpBody;
 use axum::http::Request;
 use axum::response::Response;
+use futures_util::poll;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
@@ -22,12 +24,14 @@ use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 use tokio_rustls::Accept;
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
 use crate::client::{Peer, Proxies};
 use crate::connections::Connections;
+use crate::first_head::{Begun, first_head};
 use crate::head::HeadTimer;
 use crate::layers::Limits;
 use crate::pace::Taken;
@@ -114,53 +118,71 @@ pub async fn serve(
             }
         });
         let stream = Taken::new(stream, limits.taken_within);
-        let (mut builder, watcher, tls) = (builder.clone(), graceful.watcher(), door.tls.clone());
-        builder.timer(HeadTimer::default());
+        let terms = Terms {
+            builder: builder.clone(),
+            head_within: limits.head_within,
+            stop: stop.clone(),
+            watcher: graceful.watcher(),
+        };
+        let tls = door.tls.clone();
         let task = tokio::spawn(async move {
             match tls {
-                None => talk(&builder, stream, service, watcher).await,
+                None => talk(stream, service, terms).await,
                 // Apart, so that a plain connection is not as large as one with TLS.
-                Some(tls) => {
-                    Box::pin(secured(&builder, tls.accept(stream), limits.head_within, service, watcher))
-                        .await
-                }
+                Some(tls) => Box::pin(secured(tls.accept(stream), service, terms)).await,
             }
             drop((place, permit));
         });
         connections.name_task(id, task.abort_handle());
     }
     drop(listener);
-    if tokio::time::timeout(limits.drain_within, graceful.shutdown()).await.is_err() {
+    if timeout(limits.drain_within, graceful.shutdown()).await.is_err() {
         tracing::warn!("closing connections whose requests did not end in time");
     }
     Ok(())
 }
 
+/// What a connection is served by, and how it ends.
+struct Terms {
+    builder: http1::Builder,
+    head_within: Duration,
+    stop: CancellationToken,
+    watcher: Watcher,
+}
+
 /// Answers the requests of a connection until it ends.
-async fn talk<I, S>(builder: &http1::Builder, stream: I, service: S, watcher: Watcher)
+async fn talk<I, S>(mut stream: I, service: S, terms: Terms)
 where
     I: AsyncRead + AsyncWrite + Unpin + 'static,
     S: Service<Request<Incoming>, Response = Response, Error = Infallible>,
 {
-    let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), service));
-    if let Err(error) = connection.await {
+    let Terms { mut builder, head_within, stop, watcher } = terms;
+    let begun = match timeout(head_within, first_head(&mut stream, HEAD_BYTES, &stop)).await {
+        Ok(Ok(Some(head))) => Begun::new(head, stream),
+        Ok(Ok(None)) => return,
+        Ok(Err(error)) => return tracing::debug!(%error, "a connection ended before its first request"),
+        Err(_elapsed) => return tracing::debug!("a client did not send the head of a request in time"),
+    };
+    builder.timer(HeadTimer::default());
+    let mut connection = builder.serve_connection(TokioIo::new(begun), service);
+    // Before it can be told to end, it takes in what is there already: that is a request to be answered.
+    let ended = match poll!(&mut connection) {
+        Poll::Ready(ended) => ended,
+        Poll::Pending => watcher.watch(connection).await,
+    };
+    if let Err(error) = ended {
         tracing::debug!(%error, "a connection ended badly");
     }
 }
 
 /// Waits for a client to begin TLS, then answers its requests.
-async fn secured<I, S>(
-    builder: &http1::Builder,
-    beginning: Accept<I>,
-    within: Duration,
-    service: S,
-    watcher: Watcher,
-) where
+async fn secured<I, S>(beginning: Accept<I>, service: S, terms: Terms)
+where
     I: AsyncRead + AsyncWrite + Unpin + 'static,
     S: Service<Request<Incoming>, Response = Response, Error = Infallible>,
 {
-    match tokio::time::timeout(within, beginning).await {
-        Ok(Ok(stream)) => talk(builder, stream, service, watcher).await,
+    match timeout(terms.head_within, beginning).await {
+        Ok(Ok(stream)) => talk(stream, service, terms).await,
         Ok(Err(error)) => tracing::debug!(%error, "no TLS with a client"),
         Err(_elapsed) => tracing::debug!("a client did not begin TLS in time"),
     }
@@ -179,7 +201,7 @@ async fn room(
         connections.make_room();
         tokio::select! {
             () = stop.cancelled() => return None,
-            permit = tokio::time::timeout(ROOM_WITHIN, Arc::clone(space).acquire_owned()) => {
+            permit = timeout(ROOM_WITHIN, Arc::clone(space).acquire_owned()) => {
                 if let Ok(permit) = permit {
                     return permit.ok();
                 }

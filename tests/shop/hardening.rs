@@ -210,14 +210,57 @@ async fn when_all_connections_are_taken_those_that_say_nothing_make_room() {
 
 #[tokio::test]
 async fn a_head_that_drips_is_cut_off() {
+    const REQUEST: &[u8] = b"GET /v1/products HTTP/1.1\r\nhost: shop\r\n";
     let (shop, _postgres) = shop(&[]).await;
-    let mut slow = connect(&shop, "127.0.0.1").await;
-    slow.write_all(b"GET /v1/products HTTP/1.1\r\nhost: shop\r\n").await.unwrap();
     let begun = Instant::now();
-    let said = said_to_drops(slow, b"x: y\r\n").await;
-    assert!(!said.starts_with("HTTP/1.1 200"), "{said}");
-    let cut_after = begun.elapsed();
-    assert!((14..30).contains(&cut_after.as_secs()), "{cut_after:?}");
+    // The first of its connection, and one behind a request that was answered.
+    let (answers, cuts): (Vec<_>, Vec<_>) = futures_util::future::join_all(
+        [REQUEST.to_vec(), [REQUEST, b"\r\n", REQUEST].concat()].map(async |said| {
+            let mut slow = connect(&shop, "127.0.0.1").await;
+            slow.write_all(&said).await.unwrap();
+            let answers = said_to_drops(slow, b"x: y\r\n").await.matches("HTTP/1.1 200").count();
+            (answers, begun.elapsed().as_secs())
+        }),
+    )
+    .await
+    .into_iter()
+    .unzip();
+    assert_eq!(answers, [0, 1]);
+    assert!(cuts.iter().all(|seconds| (14..30).contains(seconds)), "{cuts:?}");
+}
+
+#[tokio::test]
+async fn a_head_in_parts_is_answered_as_soon_as_it_is_whole() {
+    let (shop, _postgres) = shop(&[]).await;
+    let mut pausing = connect(&shop, "127.0.0.1").await;
+    for part in [&b"GET /v1/prod"[..], b"ucts HTTP/1.1\r\nhost: sh", b"op\r\nconnection: close\r\n\r", b"\n"]
+    {
+        pausing.write_all(part).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    let said = rest(&mut pausing).await;
+    assert!(said.starts_with("HTTP/1.1 200"), "{said}");
+    // Many requests at once, in order.
+    let mut pipelining = connect(&shop, "127.0.0.1").await;
+    let request = |path: &str, more: &str| format!("GET {path} HTTP/1.1\r\nhost: shop\r\n{more}\r\n");
+    let all = [
+        request("/v1/products", ""),
+        request("/nothing", ""),
+        request("/v1/products", "connection: close\r\n"),
+    ];
+    pipelining.write_all(all.concat().as_bytes()).await.unwrap();
+    let said = rest(&mut pipelining).await;
+    let statuses: Vec<_> = said.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
+    assert_eq!(statuses, ["200", "404", "200"], "{said}");
+    // What no request comes of is refused without waiting for more.
+    let begun = Instant::now();
+    for nonsense in [&b"\x16\x03\x01\x02\x00"[..], b"HELO shop\r\n"] {
+        let mut other = connect(&shop, "127.0.0.1").await;
+        other.write_all(nonsense).await.unwrap();
+        let said = rest(&mut other).await;
+        assert!(said.starts_with("HTTP/1.1 400"), "{said}");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]
